@@ -1,0 +1,1 @@
+"""Declared = physical = logical: gather facts, evaluate them by pure checks, report findings."""

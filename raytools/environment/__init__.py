@@ -1,0 +1,1 @@
+"""The conda environment of a cluster: spec -> lock -> build -> manifest -> verify."""

@@ -1,0 +1,1 @@
+"""Real work that shows a cluster works. Imports the standard library only: the nodes run it."""
