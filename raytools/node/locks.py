@@ -1,0 +1,218 @@
+"""Who holds which CPUs and how much memory of this node: kernel locks, so that a killed holder frees them.
+
+A node-wide directory holds one file per CPU and one file per holder. A CPU belongs to whoever has the
+flock(2) on its file; a holder's file says who that is, and is locked for as long as the holder lives.
+A holder file that nobody locks is what a killed supervisor left: `stale()` lists those for the sweep.
+Slots of different configurations, checkouts and users meet here, so they can never overlap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pwd
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from raytools.errors import RaytoolsError, RefusedError
+from raytools.units import format_size
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One run that holds a share of this node. `traces` is what a sweep has to remove if it dies."""
+
+    run_id: str
+    pid: int
+    user: str
+    cpus: list[int]
+    memory_bytes: int
+    command: list[str]
+    started_at: str
+    slot: int | None = None
+    record_path: str | None = None
+    traces: dict[str, list[str]] = field(default_factory=dict)  # {"cgroups": […], "directories": […]}
+
+    def describe(self) -> str:
+        """One line for people: who holds what since when."""
+        command = " ".join(self.command)
+        shown = command if len(command) <= 60 else command[:57] + "..."
+        return (
+            f"run {self.run_id} of {self.user} (pid {self.pid}, CPUs {self.cpus}, "
+            f"{format_size(self.memory_bytes)}, since {self.started_at}): {shown}"
+        )
+
+
+class BusyError(RefusedError):
+    """The CPUs or the memory asked for are held by other runs."""
+
+    def __init__(self, found: str, holders: Sequence[Holder]) -> None:
+        self.holders = list(holders)
+        super().__init__(found, fix="Wait for it with --wait 10m, or see who holds what: raytools slots")
+
+
+class Claim:
+    """CPUs and memory held by this process until `release()` or its death."""
+
+    def __init__(self, holder: Holder, path: Path, descriptors: list[int]) -> None:
+        self.holder = holder
+        self._path = path
+        self._descriptors = descriptors
+
+    def release(self) -> None:
+        """Gives everything back. The holder's file goes first, so that no reader takes it for a dead one."""
+        self._path.unlink(missing_ok=True)
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
+
+
+def lock_directory() -> Path:
+    """The node-wide directory of locks, made on first use and open to every user like /tmp is.
+
+    Raises:
+        RaytoolsError: it exists but this user may not use it.
+    """
+    path = Path(os.environ.get("RAYTOOLS_LOCK_DIR") or _default_directory())
+    for directory in (path, path / "held"):
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(parents=True)
+            directory.chmod(0o1777)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise RaytoolsError(
+                f"{directory} is not writable for {user_name()}",
+                expected="the node-wide lock directory to have mode 1777",
+                fix=f"sudo chmod 1777 {directory}",
+            )
+    return path
+
+
+def _default_directory() -> Path:
+    # /run/lock is the FHS's place for locks and empty after a boot; a stripped container may lack it
+    parent = next((d for d in ("/run/lock", "/var/lock") if os.access(d, os.W_OK | os.X_OK)), "/tmp")
+    return Path(parent) / "raytools"
+
+
+def user_name() -> str:
+    """The name of the user of this process, or its number where it has none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
+def _open_lock(path: Path) -> int:
+    """A descriptor to lock. Read-only is enough for flock, so one user's file serves all others."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            os.fchmod(descriptor, 0o644)  # whatever the umask
+            return descriptor
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def node_mutex() -> Iterator[Path]:
+    """Serialises changes of the node's books; held for milliseconds only. Yields the lock directory."""
+    directory = lock_directory()
+    descriptor = _open_lock(directory / "mutex")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield directory
+    finally:
+        os.close(descriptor)
+
+
+def claim(holder: Holder, memory_capacity_bytes: int | None) -> Claim:
+    """Takes the holder's CPUs and memory, all or nothing.
+
+    Args:
+        holder: who asks, for which CPUs and how much memory.
+        memory_capacity_bytes: what all runs of the node together may hold; None does not check.
+
+    Raises:
+        BusyError: others hold them, named in the message.
+    """
+    with node_mutex() as directory, contextlib.ExitStack() as undo:
+        descriptors: list[int] = []
+        for cpu in sorted(holder.cpus):
+            descriptor = _open_lock(directory / f"cpu-{cpu}")
+            undo.callback(os.close, descriptor)
+            descriptors.append(descriptor)
+            if not _try_lock(descriptor):
+                owners = [other for other in holders() if cpu in other.cpus]
+                named = owners[0].describe() if owners else f"an unknown process ({directory}/cpu-{cpu})"
+                raise BusyError(f"CPU {cpu} is held by {named}", owners)
+        _check_memory(holder, memory_capacity_bytes)
+        path = directory / "held" / f"{holder.run_id}.json"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        undo.callback(os.close, descriptor)
+        undo.callback(path.unlink, missing_ok=True)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.fchmod(descriptor, 0o644)
+        os.write(descriptor, json.dumps(asdict(holder)).encode())
+        undo.pop_all()
+        return Claim(holder, path, [*descriptors, descriptor])
+
+
+def _check_memory(holder: Holder, capacity_bytes: int | None) -> None:
+    if capacity_bytes is None:
+        return
+    others = holders()
+    held_bytes = sum(other.memory_bytes for other in others)
+    if held_bytes + holder.memory_bytes > capacity_bytes:
+        raise BusyError(
+            f"{format_size(held_bytes)} of memory are held by {len(others)} other runs, "
+            f"{format_size(holder.memory_bytes)} more would exceed the {format_size(capacity_bytes)} "
+            "that this node gives to runs",
+            others,
+        )
+
+
+def holders() -> list[Holder]:
+    """Every live holder on this node, of all users."""
+    return [holder for holder, _path, alive in _held_files() if alive]
+
+
+def stale() -> list[tuple[Holder, Path]]:
+    """What killed holders left: their description and their file, to be removed after the sweep."""
+    return [(holder, path) for holder, path, alive in _held_files() if not alive]
+
+
+def _held_files() -> Iterator[tuple[Holder, Path, bool]]:
+    for path in sorted((lock_directory() / "held").glob("*.json")):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # released between the listing and now
+        try:
+            alive = not _try_shared(descriptor)
+            text = os.read(descriptor, 1 << 20)
+        finally:
+            os.close(descriptor)
+        try:
+            yield Holder(**json.loads(text)), path, alive
+        except (ValueError, TypeError):
+            # Written in one go under the mutex, so this is no race: somebody else's file. The CPU locks
+            # still hold; only its owner's name is unknown.
+            continue
+
+
+def _try_shared(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

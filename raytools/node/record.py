@@ -1,0 +1,147 @@
+"""The record of a run (`raytools.run/1`): what was promised, enforced, used, and how it ended.
+
+Bytes, seconds, UTC ISO-8601. What could not be measured is None, never 0. A start record
+(`outcome: null`) is written before anything runs and replaced at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+SCHEMA = "raytools.run/1"
+
+OK, FAILED, TIMEOUT, OOM, KILLED, LOST, REFUSED = (
+    "ok",
+    "failed",
+    "timeout",
+    "oom",
+    "killed",
+    "lost",
+    "refused",
+)
+
+
+def utc_now() -> str:
+    """The time as it stands in records: UTC, ISO-8601, milliseconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass
+class Limits:
+    """What the run was promised, and may not exceed."""
+
+    cpus: int | None = None
+    cpu_set: list[int] | None = None
+    memory_bytes: int | None = None
+    time_s: float | None = None
+    grace_s: float = 0.0
+    gpus: list[int] = field(default_factory=list)
+    pids: int | None = None
+
+
+@dataclass
+class Enforced:
+    """By what each limit was held; None means by nothing, and `missing` says why."""
+
+    cpu: str | None = None  # cgroup-v1 | cgroup-v2 | affinity
+    memory: str | None = None  # cgroup-v1 | cgroup-v2 | polled
+    time: str | None = None  # cgroup.kill | freezer | signals
+    confinement: str | None = None  # mount-namespace
+    missing: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Used:
+    """What the run took. `memory_peak_bytes` is the group's charge, page cache and tmpfs included."""
+
+    wall_s: float | None = None
+    cpu_s: float | None = None
+    memory_peak_bytes: int | None = None
+    anon_peak_bytes: int | None = None
+    oom_kills: int | None = None
+    throttled_s: float | None = None
+    processes_swept: int = 0
+    processes_left: int = 0
+
+
+@dataclass
+class Host:
+    """Where it ran."""
+
+    name: str | None = None
+    slot: int | None = None
+    cpu_model: str | None = None
+    kernel: str | None = None
+    environment: str | None = None
+
+
+@dataclass
+class Fairness:
+    """Whether this run can be compared with others, and what speaks against it."""
+
+    verdict: str = "comparable"  # comparable | tainted
+    reasons: list[str] = field(default_factory=list)
+    steal_s: float | None = None
+    swap_in_bytes: int | None = None
+    cpu_pressure_s: float | None = None
+    outside_cpu_s: float | None = None
+
+
+@dataclass
+class Record:
+    """One execution of one command; `to_json()` is the fixed schema."""
+
+    run_id: str
+    command: list[str]
+    outcome: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    attempt: int = 1
+    started_at: str | None = None
+    finished_at: str | None = None
+    message: str | None = None  # why it was refused, lost or killed, in words
+    limits: Limits = field(default_factory=Limits)
+    enforced: Enforced = field(default_factory=Enforced)
+    used: Used = field(default_factory=Used)
+    host: Host = field(default_factory=Host)
+    fairness: Fairness = field(default_factory=Fairness)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain JSON types, schema first."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Record:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: this is not a `raytools.run/1` record.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"found schema {data.get('schema')!r}, expected {SCHEMA!r}")
+        plain = {key: value for key, value in data.items() if key != "schema"}
+        parts = {"limits": Limits, "enforced": Enforced, "used": Used, "host": Host, "fairness": Fairness}
+        for key, kind in parts.items():
+            plain[key] = kind(**plain[key])
+        return cls(**plain)
+
+
+def write_json(path: str | os.PathLike[str], data: Any) -> None:
+    """Replaces `path` in one step, so that a reader sees the old or the new content, never half of one."""
+    target = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w") as file:
+            json.dump(data, file, indent=1)
+            file.write("\n")
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,98 @@
+"""What a run asks for, and what it is promised: the request meets the node's plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from raytools.errors import RefusedError
+from raytools.node.plan_file import Node, Slot
+from raytools.node.record import Limits
+from raytools.units import format_size
+
+STRICT, BEST_EFFORT = "strict", "best-effort"
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """One run as its requester wants it; None means what the slot or the plan gives.
+
+    `environment` is the requester's own, complete; `variables` go on top of what raytools sets.
+    """
+
+    command: list[str]
+    cwd: str
+    environment: dict[str, str]
+    variables: dict[str, str] = field(default_factory=dict)
+    slot: int | None = None  # None: the first one that is free
+    cpus: int | None = None
+    memory_bytes: int | None = None
+    gpus: int | None = None
+    time_s: float | None = None
+    grace_s: float | None = None
+    wait_s: float = 0.0
+    enforce: str = STRICT
+    attempt: int = 1
+    record_path: str | None = None
+    node_file: str | None = None
+    scratch: str | None = None  # the requester's directory for this run, removed if it vanishes
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return asdict(self)
+
+
+def candidate_slots(request: RunRequest, node: Node) -> Sequence[Slot]:
+    """The slots this request may run in, in the order to try them.
+
+    Raises:
+        RefusedError: there is no such slot, or it asks for more than any of them holds.
+    """
+    if request.slot is not None:
+        slots = [slot for slot in node.slots if slot.index == request.slot]
+        if not slots:
+            raise RefusedError(
+                f"found --slot {request.slot}",
+                expected=f"one of {[slot.index for slot in node.slots]} on {node.name}",
+                fix="See them with: raytools slots",
+            )
+    else:
+        slots = list(node.slots)
+    fitting = [slot for slot in slots if not _excess(request, slot)]
+    if not fitting:
+        raise RefusedError(
+            f"more than a slot of {node.name} holds: {'; '.join(_excess(request, slots[0]))}",
+            expected="at most one slot",
+            fix="Ask for less, or make slots larger in cluster.yaml (slots.per_node)",
+        )
+    return fitting
+
+
+def _excess(request: RunRequest, slot: Slot) -> list[str]:
+    found = []
+    if request.cpus is not None and request.cpus > len(slot.cpus):
+        found.append(f"{request.cpus} CPUs asked, {len(slot.cpus)} in slot {slot.index}")
+    if request.memory_bytes is not None and request.memory_bytes > slot.memory_bytes:
+        asked, held = format_size(request.memory_bytes), format_size(slot.memory_bytes)
+        found.append(f"{asked} of memory asked, {held} in slot {slot.index}")
+    if request.gpus is not None and request.gpus > len(slot.gpus):
+        found.append(f"{request.gpus} GPUs asked, {len(slot.gpus)} in slot {slot.index}")
+    return found
+
+
+def promised_limits(request: RunRequest, slot: Slot, node: Node) -> Limits:
+    """The limits of this request in this slot. Less than the slot narrows the run, not the claim."""
+    defaults = node.run_defaults
+    cpu_set = slot.cpus[: request.cpus] if request.cpus is not None else list(slot.cpus)
+    time_s = request.time_s if request.time_s is not None else defaults.get("time_s")
+    grace_s = request.grace_s if request.grace_s is not None else defaults.get("grace_s", 0.0)
+    return Limits(
+        cpus=len(cpu_set),
+        cpu_set=cpu_set,
+        memory_bytes=request.memory_bytes if request.memory_bytes is not None else slot.memory_bytes,
+        time_s=time_s,
+        grace_s=grace_s,
+        gpus=slot.gpus[: request.gpus] if request.gpus is not None else list(slot.gpus),
+        pids=max(4096, 512 * len(cpu_set)),  # threads count, and Ray's processes have hundreds
+    )
