@@ -1,0 +1,147 @@
+"""What Ray 2.58.1 is told when it is started: arguments of `ray start` and environment flags. Pure.
+
+Everything is explicit. Left alone, Ray counts CPUs of the machine instead of the node's share, advertises
+the memory that happens to be free, and takes random ports.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+OLD_SUBREAPER = "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper"
+PROCESS_GROUPS = "RAY_process_group_cleanup_enabled"
+THRESHOLD = "RAY_memory_usage_threshold"
+_FROM_AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
+
+
+def start_arguments(
+    *,
+    is_head: bool,
+    address: str,
+    gcs_address: str,
+    ports: Mapping[str, int],
+    worker_ports: tuple[int, int],
+    cpus: int,
+    gpus: int,
+    memory_bytes: int,
+    object_store_bytes: int,
+    slot_count: int,
+    temp_dir: str,
+    dashboard_host: str | None,
+) -> list[str]:
+    """The arguments of `ray start` on one node; `dashboard_host` is None where there is no dashboard."""
+    if is_head:
+        role = [
+            "--head",
+            f"--port={ports['gcs']}",
+            f"--ray-client-server-port={ports['client']}",
+            f"--include-dashboard={'true' if dashboard_host else 'false'}",
+        ]
+        if dashboard_host:
+            role += [f"--dashboard-host={dashboard_host}", f"--dashboard-port={ports['dashboard']}"]
+    else:
+        role = [f"--address={gcs_address}"]
+    return [
+        *role,
+        f"--node-ip-address={address}",
+        f"--node-manager-port={ports['node_manager']}",
+        f"--object-manager-port={ports['object_manager']}",
+        f"--runtime-env-agent-port={ports['runtime_env_agent']}",
+        f"--dashboard-agent-grpc-port={ports['dashboard_agent_grpc']}",
+        f"--dashboard-agent-listen-port={ports['dashboard_agent_http']}",
+        f"--metrics-export-port={ports['metrics_export']}",
+        f"--min-worker-port={worker_ports[0]}",
+        f"--max-worker-port={worker_ports[1]}",
+        f"--num-cpus={cpus}",
+        f"--num-gpus={gpus}",
+        f"--memory={memory_bytes}",
+        f"--object-store-memory={object_store_bytes}",
+        f"--resources={json.dumps({'run_slot': slot_count})}",
+        f"--temp-dir={temp_dir}",
+        "--disable-usage-stats",
+        "--block",
+    ]
+
+
+def environment_of_ray(
+    declared: Mapping[str, str],
+    ports: Mapping[str, int],
+    *,
+    auth: str,
+    token_path: str | None,
+    usable_bytes: int,
+    reserved_bytes: int,
+) -> tuple[dict[str, str], list[str]]:
+    """The environment Ray is started with, and what people should know about it.
+
+    Args:
+        declared: `ray.env` of cluster.yaml. It wins over what is set here, but for authentication.
+        ports: the pinned ports; two of them Ray takes only from its environment.
+        auth: token or disabled.
+        token_path: where the token is on this node.
+        usable_bytes: the node's physical memory.
+        reserved_bytes: `nodes.system_reserved.memory`.
+    """
+    user, warnings = _without_old_flags(declared)
+    for name in _FROM_AUTH:
+        if user.pop(name, None) is not None:
+            warnings.append(f"ray.env: {name} is set by ray.auth; what stands in ray.env is left out")
+    threshold = memory_threshold(usable_bytes, reserved_bytes)
+    environment = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        THRESHOLD: threshold,
+        # an out-of-memory kill is a result, not a reason to start again (Ray's default: for ever)
+        "RAY_task_oom_retries": "0",
+        # Ray's default of 15 would be inherited by runs, and a plain user cannot raise it again
+        "RAY_worker_niceness": "0",
+        "DASHBOARD_METRIC_PORT": str(ports["dashboard_metrics"]),
+        "AUTOSCALER_METRIC_PORT": str(ports["autoscaler_metrics"]),
+        **user,
+        "RAY_AUTH_MODE": auth,
+    }
+    if token_path is not None:
+        environment["RAY_AUTH_TOKEN_PATH"] = token_path
+    if _is_lower(environment[THRESHOLD], threshold):
+        warnings.append(
+            f"ray.env: {THRESHOLD} {environment[THRESHOLD]} is below {threshold}: "
+            "Ray may kill runs that are inside their limits"
+        )
+    return environment, warnings
+
+
+def memory_threshold(usable_bytes: int, reserved_bytes: int) -> str:
+    """The share of the node's memory above which Ray's monitor starts to kill its workers.
+
+    A node's memory is what its slots may use, plus the object store, plus the reserve. Slots are held by
+    their cgroups and the store by its size, so only the system and Ray itself can fill the rest. They may
+    take three quarters of the reserve before Ray acts; the last quarter is where it still can:
+
+        threshold = 1 - reserve / 4 / physical        (rounded up: never below slots + store + 3/4 reserve)
+
+    A run inside its limits is therefore never killed by Ray, and one outside meets its cgroup first. There
+    is no upper bound below 1: on a large node it would reach into what the slots were promised.
+    """
+    share = 1 - reserved_bytes / 4 / usable_bytes
+    return f"{max(0.5, math.ceil(share * 10_000) / 10_000):.4f}"
+
+
+def _without_old_flags(declared: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Flags of older Ray that the pinned one deprecates, as what it has instead."""
+    user = dict(declared)
+    value = user.pop(OLD_SUBREAPER, None)
+    if value is None:
+        return user, []
+    used = user.setdefault(PROCESS_GROUPS, value)
+    return user, [
+        f"ray.env: {OLD_SUBREAPER} is deprecated in Ray 2.58.1 and became {PROCESS_GROUPS}={used}; "
+        "neither ends processes that start a session of their own, limited runs do"
+    ]
+
+
+def _is_lower(value: str, threshold: str) -> bool:
+    try:
+        return float(value) < float(threshold)
+    except ValueError:
+        return False  # Ray says so itself when it starts
