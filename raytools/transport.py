@@ -1,0 +1,482 @@
+"""One call per node, in parallel: runs `python -m raytools.node …` here without ssh, elsewhere over it.
+
+A node needs Python 3 and nothing else: the node part of this package travels on standard input, so node code
+is always the controller's version. Unknown or changed host keys are rejected. Decides and prints nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from raytools.errors import TransportError
+
+if TYPE_CHECKING:
+    from raytools.inventory import Host
+
+_PACKAGE = Path(__file__).parent
+_MARKER = "\x1eraytools\x1e"  # what a login script printed before it is not the command's output
+_BOOTSTRAP_FAILED = 96
+_CONNECT_WAIT_S = 10.0
+_CLOSE_GRACE_S = 10.0  # how long a command that is called off may tidy up
+_PARALLEL = 32
+_LONGEST_STREAM_S = 30 * 24 * 3600.0
+
+Interpreter = Literal["system", "environment", "installed"]
+OnLine = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class NodeCommand:
+    """One `python -m raytools.node …`.
+
+    Args:
+        argv: the command and its arguments.
+        stdin: text for its standard input.
+        python: `system` = any Python there with our code; `environment` = the environment's Python with our
+            code; `installed` = the environment's Python with the toolkit installed there.
+        become: run as root; by default as the inventory says.
+    """
+
+    argv: Sequence[str]
+    stdin: str = ""
+    python: Interpreter = "system"
+    become: bool | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a node said. `error` is one sentence if it could not be asked; then there is no exit code."""
+
+    stdout: str
+    stderr: str
+    exit_code: int | None
+    error: str | None = None
+
+    def json(self) -> Any:
+        """The JSON on standard output.
+
+        Raises:
+            TransportError: the node could not be asked, the command failed, or this is not JSON.
+        """
+        if self.error:
+            raise TransportError(self.error)
+        if self.exit_code != 0:
+            last = (self.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
+            raise TransportError(f"the command ended with exit code {self.exit_code}: {last}")
+        try:
+            return json.loads(self.stdout)
+        except ValueError as error:
+            raise TransportError(
+                f"the answer is not JSON (it begins with {self.stdout[:60]!r})", expected="one JSON object"
+            ) from error
+
+
+class _CallFailedError(Exception):
+    """Ends one call with one sentence."""
+
+
+def call(
+    hosts: Sequence[Host],
+    command: NodeCommand | Mapping[str, NodeCommand],
+    timeout_s: float,
+    on_stderr_line: Callable[[str, str], None] | None = None,
+    *,
+    state_dir: Path | None = None,
+) -> dict[str, Answer]:
+    """Runs one command on each host, in parallel.
+
+    Args:
+        hosts: of the inventory.
+        command: one for all, or one per host name.
+        timeout_s: for each node, connecting included.
+        on_stderr_line: told host name and line as progress arrives.
+        state_dir: where the generated ssh configuration is kept; needed for ssh hosts.
+
+    Returns:
+        An answer per host name, in the order of `hosts`; a node that fails does not disturb the others.
+    """
+    if not hosts:
+        return {}
+
+    def one(host: Host) -> Answer:
+        chosen = command if isinstance(command, NodeCommand) else command[host.name]
+        on_line = functools.partial(on_stderr_line, host.name) if on_stderr_line else None
+        return _answer(host, chosen, timeout_s, on_line, state_dir)
+
+    _prepare(hosts, state_dir)
+    with ThreadPoolExecutor(min(len(hosts), _PARALLEL)) as pool:
+        return dict(zip((host.name for host in hosts), pool.map(one, hosts), strict=True))
+
+
+def stream(
+    host: Host,
+    command: NodeCommand,
+    on_line: OnLine,
+    on_stderr_line: OnLine | None = None,
+    *,
+    timeout_s: float | None = None,
+    state_dir: Path | None = None,
+) -> Answer:
+    """Runs a command and hands over its standard output line by line; `stdout` of the answer stays empty.
+
+    The command ends with the controller: if this process dies or is interrupted, the node sends it SIGTERM,
+    and SIGKILL to its process group 10 s later.
+
+    Args:
+        host: usually the head.
+        command: what to run.
+        on_line: told each line of standard output.
+        on_stderr_line: told each line of standard error.
+        timeout_s: None waits for as long as the command runs.
+        state_dir: as for `call`.
+    """
+    _prepare([host], state_dir)
+    deadline = time.monotonic() + (timeout_s or _LONGEST_STREAM_S)
+    try:
+        header, body = _package(host, command, timeout_s or 0, watch=True)
+        session = _open(host, _command_line(host, command), _CONNECT_WAIT_S, state_dir)
+        return _talk(host, session, header + body, deadline, on_line, on_stderr_line, keep_open=True)
+    except _CallFailedError as failed:
+        return Answer("", "", None, str(failed))
+
+
+def put_file(
+    host: Host,
+    source: Path,
+    target: str,
+    mode: int = 0o600,
+    *,
+    timeout_s: float = 300.0,
+    state_dir: Path | None = None,
+) -> Answer:
+    """Copies one file to a node. A reader there sees the old file or the new one, never a part.
+
+    Args:
+        host: where to.
+        source: the file here.
+        target: absolute path there; its directory must exist.
+        mode: permissions of the file there.
+        timeout_s: for connecting and copying.
+        state_dir: as for `call`.
+    """
+    _prepare([host], state_dir)
+    command = NodeCommand(argv=())
+    content = source.read_bytes()
+    header = _header(host, command, timeout_s, archive_bytes=len(content), put=target, mode=mode)
+    try:
+        session = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
+        return _talk(host, session, header + content, time.monotonic() + timeout_s)
+    except _CallFailedError as failed:
+        return Answer("", "", None, str(failed))
+
+
+def _prepare(hosts: Sequence[Host], state_dir: Path | None) -> None:
+    if any(host.connection == "ssh" for host in hosts):
+        from raytools import ssh
+
+        if state_dir is None:
+            raise TransportError("a call over ssh needs state_dir, where the ssh configuration is kept")
+        ssh.write_config(hosts, state_dir)
+
+
+def _answer(
+    host: Host, command: NodeCommand, timeout_s: float, on_stderr_line: OnLine | None, state_dir: Path | None
+) -> Answer:
+    deadline = time.monotonic() + timeout_s
+    try:
+        if host.connection == "local" and command.python == "system" and not _become(host, command):
+            with _our_code() as path:
+                session = _open_here(host, command, path)
+                return _talk(
+                    host, session, command.stdin.encode(), deadline, None, on_stderr_line, marker=False
+                )
+        header, body = _package(host, command, timeout_s)
+        session = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
+        return _talk(host, session, header + body, deadline, None, on_stderr_line)
+    except _CallFailedError as failed:
+        return Answer("", "", None, str(failed))
+
+
+# --- what is sent ---
+
+
+@functools.cache
+def _archive() -> bytes:
+    """The part of this package that runs on nodes, as a zip."""
+    modules = [_PACKAGE / name for name in ("__init__.py", "errors.py", "units.py")]
+    modules += sorted((_PACKAGE / "node").rglob("*.py"))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for module in modules:
+            archive.write(module, f"raytools/{module.relative_to(_PACKAGE)}")
+    return buffer.getvalue()
+
+
+def _header(host: Host, command: NodeCommand, timeout_s: float, **more: Any) -> bytes:
+    """The bootstrap's length and text, then its header: see raytools/node/bootstrap.py."""
+    bootstrap = (_PACKAGE / "node" / "bootstrap.py").read_bytes()
+    fields = {
+        "marker": _MARKER,
+        "argv": list(command.argv),
+        "python": command.python,
+        "root": str(host.root),
+        "timeout_s": max(1, round(timeout_s)),
+        "archive_bytes": 0,
+        "stdin_bytes": 0,
+        "watch": False,
+        "grace_s": _CLOSE_GRACE_S,
+    } | more
+    return b"%d\n%b%b\n" % (len(bootstrap), bootstrap, json.dumps(fields).encode())
+
+
+def _package(host: Host, command: NodeCommand, timeout_s: float, watch: bool = False) -> tuple[bytes, bytes]:
+    archive, payload = _archive(), command.stdin.encode()
+    header = _header(
+        host, command, timeout_s, archive_bytes=len(archive), stdin_bytes=len(payload), watch=watch
+    )
+    return header, archive + payload
+
+
+def _command_line(host: Host, command: NodeCommand) -> list[str]:
+    # The program is short enough for every shell's quoting; the rest follows on standard input
+    receive = "import sys;b=sys.stdin.buffer;exec(b.read(int(b.readline())))"
+    here = sys.executable if host.connection == "local" else "python3"
+    return [*_become(host, command), host.python or here, "-c", receive]
+
+
+def _become(host: Host, command: NodeCommand) -> list[str]:
+    """`sudo -n`, which never prompts, if the inventory or the command wants another user."""
+    wanted = host.become if command.become is None else command.become
+    if not wanted:
+        return []
+    variables = host.variables
+    user = str(variables.get("ansible_become_user") or "root")
+    method = str(variables.get("ansible_become_method") or "sudo")
+    if method not in ("sudo", "ansible.builtin.sudo"):
+        raise _CallFailedError(
+            f"{host.name}: found ansible_become_method {method}, expected sudo: raytools knows no other"
+        )
+    me = "root" if host.connection == "local" and os.geteuid() == 0 else host.user
+    return [] if me == user else ["sudo", "-n", "-H", "-u", user, "--"]
+
+
+class _OurCode(tempfile.TemporaryDirectory[str]):
+    """A directory with our package alone, for PYTHONPATH: site-packages would bring all its neighbours."""
+
+    def __enter__(self) -> str:
+        Path(self.name, "raytools").symlink_to(_PACKAGE)
+        return self.name
+
+
+def _our_code() -> _OurCode:
+    return _OurCode(prefix="raytools-code-")
+
+
+# --- the two ways to run something ---
+
+
+class Session(Protocol):
+    """A running command, here or behind ssh."""
+
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+    stderr: IO[bytes]
+
+    def wait(self, timeout_s: float) -> int | None:
+        """The exit code; None if there is none in time."""
+
+    def close(self) -> None:
+        """Ends the command if it still runs, and frees everything."""
+
+
+class _LocalSession:
+    """A child of this process, in a session of its own so that Ctrl-C is ours to pass on."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd="/",
+            start_new_session=True,
+        )
+        pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
+        self.stdin, self.stdout, self.stderr = cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", pipes)
+
+    def wait(self, timeout_s: float) -> int | None:
+        try:
+            return self._process.wait(max(timeout_s, 0))
+        except subprocess.TimeoutExpired:
+            return None
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def _open_here(host: Host, command: NodeCommand, path: str) -> Session:
+    """A command with our own Python and code: no need to send it along."""
+    environment = {
+        "PYTHONPATH": path,
+        "PYTHONSAFEPATH": "1",
+        "PYTHONIOENCODING": "utf-8",
+        "RAYTOOLS_ROOT": str(host.root),
+    }
+    line = [sys.executable, "-m", "raytools.node", *command.argv]
+    return _open_local(host, line, {**os.environ, **environment})
+
+
+def _open_local(host: Host, line: Sequence[str], environment: Mapping[str, str]) -> Session:
+    try:
+        return _LocalSession(line, environment)
+    except OSError as error:
+        raise _CallFailedError(f"{host.name}: {line[0]} cannot be started ({error.strerror})") from error
+
+
+def _open(host: Host, line: Sequence[str], connect_wait_s: float, state_dir: Path | None) -> Session:
+    if host.connection == "local":
+        return _open_local(host, line, os.environ)
+    from raytools import ssh
+
+    assert state_dir is not None
+    try:
+        return ssh.open_session(host, shlex.join(line), connect_wait_s, state_dir)
+    except TransportError as error:
+        raise _CallFailedError(str(error)) from error
+
+
+def _talk(
+    host: Host,
+    session: Session,
+    data: bytes,
+    deadline: float,
+    on_line: OnLine | None = None,
+    on_stderr_line: OnLine | None = None,
+    *,
+    marker: bool = True,
+    keep_open: bool = False,
+) -> Answer:
+    """Sends, reads both outputs at once, and waits for the end or the deadline."""
+    output = _Reader(session.stdout, on_line, _MARKER if marker else None)
+    errors = _Reader(session.stderr, on_stderr_line, None)
+    sender = threading.Thread(target=_send, args=(session.stdin, data, keep_open), daemon=True)
+    threads = (sender, output, errors)
+    began = time.monotonic()
+    try:
+        for thread in threads:
+            thread.start()
+        exit_code = session.wait(deadline - time.monotonic())
+        if exit_code is not None:
+            for thread in (output, errors):  # what is still in the pipe; a stray grandchild may hold it open
+                thread.join(min(2.0, max(0.1, deadline - time.monotonic())))
+    except BaseException:
+        _call_off(session)
+        raise
+    finally:
+        session.close()
+    if exit_code is None or (exit_code < 0 and time.monotonic() >= deadline - 1):
+        waited_s = time.monotonic() - began
+        return Answer(output.text, errors.text, None, f"{host.name}: no answer within {waited_s:.0f} s")
+    for reader in (output, errors):
+        if reader.failure:
+            raise reader.failure
+    error = _refusal(host, exit_code, output, errors.text) if marker else None
+    return Answer(output.text, errors.text, None if error else exit_code, error)
+
+
+def _call_off(session: Session) -> None:
+    """Lets a watched command end itself (it sees the end of its input) before it is killed."""
+    try:
+        session.stdin.close()
+    except OSError:
+        return
+    session.wait(_CLOSE_GRACE_S + 2)
+
+
+def _send(stdin: IO[bytes], data: bytes, keep_open: bool) -> None:
+    try:
+        stdin.write(data)
+        stdin.flush()
+        if not keep_open:
+            stdin.close()
+    except OSError:
+        return  # the command ended early; its exit code and output tell why
+
+
+class _Reader(threading.Thread):
+    """Collects an output, or hands it over line by line; with a marker, only what comes after it counts."""
+
+    def __init__(self, source: IO[bytes], on_line: OnLine | None, marker: str | None) -> None:
+        super().__init__(daemon=True)
+        self._source, self._on_line, self._marker = source, on_line, marker
+        self._kept: list[str] = []
+        self.noise: list[str] = []
+        self.started_python = False
+        self.failure: Exception | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self._kept)
+
+    def run(self) -> None:
+        try:
+            for raw in self._source:
+                self._take(raw.decode("utf-8", errors="replace"))
+        except (OSError, ValueError):
+            return  # closed while reading: the call is over
+        except Exception as error:  # noqa: BLE001 - the callback's own failure, raised again by the caller
+            self.failure = error
+
+    def _take(self, line: str) -> None:
+        if self._marker and not self.started_python:
+            self.started_python = line.rstrip("\r\n").endswith(self._marker)
+            if not self.started_python:
+                self.noise.append(line)
+        elif self._on_line:
+            self._on_line(line.rstrip("\n"))
+        else:
+            self._kept.append(line)
+
+
+def _refusal(host: Host, exit_code: int, output: _Reader, stderr: str) -> str | None:
+    """One sentence if the command never began; None if it did."""
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    if output.started_python:
+        said = [line for line in lines if line.startswith("raytools-bootstrap: ")]
+        return (
+            f"{host.name}: {said[0].partition(': ')[2]}" if exit_code == _BOOTSTRAP_FAILED and said else None
+        )
+    python = host.python or "python3"
+    sudo = [line for line in lines if line.startswith("sudo:")]
+    if sudo:
+        return (
+            f"{host.name}: becoming another user failed ({sudo[0]}). "
+            "Allow it without a password (NOPASSWD in sudoers) or set ansible_become: false"
+        )
+    if exit_code in (126, 127):
+        return (
+            f"{host.name}: there is no {python}. Install Python 3.10 or newer, "
+            "or set ansible_python_interpreter"
+        )
+    said_instead = "".join(output.noise).strip() or "; ".join(lines) or "nothing"
+    answered = f"the node answered {said_instead[:160]!r} (exit code {exit_code})"
+    return f"{host.name}: {python} did not start; {answered}"
