@@ -1,0 +1,294 @@
+"""The Ray service's decisions, without a Ray: what restarts it, what it is started with, what errors say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shlex
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+
+from raytools.errors import RaytoolsError
+from raytools.node import ray_failure, ray_ports, ray_process, ray_service, ray_state, ray_temp_dir
+from raytools.toolkit import install_toolkit
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+UNIT_TEMPLATE = CHECKOUT / "playbooks" / "roles" / "ray" / "templates" / "ray.service.j2"
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> dict[str, Any]:
+    """A plan in its root, with a token."""
+    (tmp_path / "token").write_text("0123")
+    plan = {
+        "schema": "raytools.node/1", "cluster": "demo", "name": "n1", "role": "head", "address": "192.0.2.1",
+        "root": str(tmp_path), "python": "/e/bin/python", "toolkit": "/t", "temp_dir": str(tmp_path / "tmp"),
+        "environment": {"id": "e-1", "prefix": "/e", "lock_digest": "0"},
+        "declared": {"cpus": None}, "physical": {"cpus": 2, "memory_bytes": 1}, "slots": [{"index": 0}],
+        "logical": {"CPU": 2},
+        "ray": {
+            "gcs_address": "192.0.2.1:6379",
+            "start_args": ["--head", '--resources={"run_slot": 1}', "--block"],
+            "env": {"OMP_WAIT_POLICY": "passive", "PERCENT": 'a%b "c" $d \\e'},
+            "ports": {"gcs": 6379, "dashboard": 8265, "client": 10001, "node_manager": 10101,
+                      "dashboard_metrics": 10107, "workers": [20000, 20999]},
+            "dashboard": {"enabled": True, "host": "127.0.0.1"}, "auth": "token",
+            "token_path": str(tmp_path / "token"),
+        },
+        "runs": {"time_s": 1.0}, "storage": {"type": "local", "path": "/r"}, "doctor": {"waive": []},
+    }  # fmt: skip
+    (tmp_path / "node.json").write_text(json.dumps(plan))
+    return plan
+
+
+def changed(node: dict[str, Any], *path: str, value: Any) -> dict[str, Any]:
+    other = copy.deepcopy(node)
+    at = other
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return other
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("physical", "memory_bytes"), 2),
+        (("declared", "cpus"), 2),
+        (("runs", "time_s"), 2.0),
+        (("storage", "path"), "/other"),
+        (("doctor", "waive"), [{"code": "RT801"}]),
+    ],
+)
+def test_what_ray_does_not_see_does_not_restart_it(node: dict[str, Any], path: Any, value: Any) -> None:
+    other = changed(node, *path, value=value)
+    assert other != node
+    assert ray_state.digest(ray_state.seen_by_ray(other)) == ray_state.digest(ray_state.seen_by_ray(node))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (("ray", "env", "OMP_WAIT_POLICY"), "active", "ray.env.OMP_WAIT_POLICY changed"),
+        (("ray", "env", "NEW"), None, "ray.env.NEW changed"),
+        (("slots",), [], "slots changed"),
+        (("environment", "prefix"), "/other", "environment.prefix changed"),
+    ],
+)
+def test_what_ray_sees_restarts_it_and_is_named(
+    node: dict[str, Any], path: Any, value: Any, reason: str
+) -> None:
+    before = ray_state.seen_by_ray(node)
+    after = ray_state.seen_by_ray(changed(node, *path, value=value))
+    assert ray_state.digest(before) != ray_state.digest(after)
+    assert ray_state.reason_of(before, after) == reason
+
+
+def test_a_new_token_restarts_ray_and_is_not_shown(node: dict[str, Any], tmp_path: Path) -> None:
+    before = ray_state.seen_by_ray(node)
+    (tmp_path / "token").write_text("4567")
+    after = ray_state.seen_by_ray(node)
+    assert ray_state.reason_of(before, after) == "the token changed"
+    assert "4567" not in json.dumps(after)
+
+
+def test_many_changes_are_counted() -> None:
+    assert ray_state.reason_of({}, {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}) == "a, b, c and 2 more changed"
+
+
+def test_rays_environment_inherits_proxies_and_nothing_else(node: dict[str, Any]) -> None:
+    inherited = {
+        "https_proxy": "http://p:1", "RAY_ADDRESS": "x", "TMPDIR": "/x", "PYTHONPATH": "/x", "SECRET": "x",
+    }  # fmt: skip
+    environment = ray_process.ray_environment(node, "s1", inherited)
+    assert environment["https_proxy"] == "http://p:1"
+    assert environment["PATH"].split(":")[0] == "/e/bin"
+    assert environment["PYTHONPATH"] == "/t"
+    assert environment["OMP_WAIT_POLICY"] == "passive"
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_AUTH_TOKEN_PATH"] == node["ray"]["token_path"]
+    assert not {"RAY_ADDRESS", "TMPDIR", "SECRET"} & set(environment)
+
+
+def test_authentication_is_explicit_also_when_it_is_off(node: dict[str, Any]) -> None:
+    environment = ray_process.ray_environment(changed(node, "ray", "auth", value="disabled"), "s", {})
+    assert environment["RAY_AUTH_MODE"] == "disabled"
+    assert "RAY_AUTH_TOKEN_PATH" not in environment
+
+
+def unit_of(node: dict[str, Any]) -> list[tuple[str, str]]:
+    """Keys and values of the systemd unit, rendered as Ansible does."""
+    template = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
+    text = template.from_string(UNIT_TEMPLATE.read_text()).render(
+        ray_plan=node, ray_user="ray", ray_proxy={"https_proxy": "http://p:1"}
+    )
+    lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
+    return [(line.partition("=")[0], line.partition("=")[2]) for line in lines]
+
+
+def test_the_systemd_unit_gives_ray_the_same_environment_as_the_process(node: dict[str, Any]) -> None:
+    variables: dict[str, str] = {}
+    for key, value in unit_of(node):
+        if key == "Environment":
+            pairs = (part.partition("=") for part in shlex.split(value))
+            variables |= {name: text.replace("%%", "%") for name, _, text in pairs}
+    process = ray_process.ray_environment(node, ray_process.SYSTEMD_SESSION, {"https_proxy": "http://p:1"})
+    set_by_systemd = {"HOME", "USER", "LOGNAME"}  # because of User=
+    assert variables == {name: value for name, value in process.items() if name not in set_by_systemd}
+
+
+def test_the_systemd_unit_starts_ray_with_the_plans_arguments(node: dict[str, Any]) -> None:
+    unit = dict(unit_of(node))
+    assert shlex.split(unit["ExecStart"]) == ["/e/bin/ray", "start", *node["ray"]["start_args"]]
+    assert unit["KillSignal"] == "SIGTERM"
+    assert unit["Delegate"] == "cpuset cpu memory pids"
+    assert unit["User"] == "ray"
+
+
+def test_a_worker_does_not_ask_for_the_heads_ports(node: dict[str, Any]) -> None:
+    assert set(ray_ports.pinned_ports(node)) == {
+        "gcs", "dashboard", "client", "node_manager", "dashboard_metrics",
+    }  # fmt: skip
+    assert set(ray_ports.pinned_ports(changed(node, "role", value="worker"))) == {"node_manager"}
+    without_dashboard = changed(node, "ray", "dashboard", "enabled", value=False)
+    assert set(ray_ports.pinned_ports(without_dashboard)) == {"gcs", "client", "node_manager"}
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ("RuntimeError: Version mismatch: The cluster was started with: Ray: 2.58.1", "version differs"),
+        ("Token authentication is enabled but no authentication token was found", "the token is missing"),
+        ("Error: No such option: --no-such", "does not know an argument"),
+        ("ModuleNotFoundError: No module named 'ray'", "not complete"),
+        ("OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("something never seen", "Ray ended at start"),
+    ],
+)
+def test_a_failed_start_is_explained_and_quoted(tmp_path: Path, said: str, cause: str) -> None:
+    log = tmp_path / "ray.log"
+    log.write_text(f"first\n\x1b[31m{said}\x1b[39m\n")
+    text = str(ray_failure.start_error(log, tmp_path, still_running=False))
+    assert cause in text
+    assert f"| {said}" in text
+    assert str(log) in text
+
+
+def test_a_cause_in_a_components_log_is_found(tmp_path: Path) -> None:
+    logs = tmp_path / "session_latest" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "raylet.err").write_text("Failed to bind: Address already in use")
+    text = str(ray_failure.start_error(tmp_path / "none.log", tmp_path, still_running=True))
+    assert "Ray did not come up: a port was taken" in text
+    assert "(it said nothing)" in text
+
+
+def test_the_temp_dir_is_ours_alone_and_linked(tmp_path: Path) -> None:
+    temp_dir = tmp_path / "rt" / "ray"
+    temp_dir.parent.mkdir()
+    temp_dir.parent.chmod(0o777)
+    ray_temp_dir.make(tmp_path, temp_dir)
+    assert stat.S_IMODE(temp_dir.parent.stat().st_mode) == 0o700
+    assert temp_dir.is_dir()
+    assert (tmp_path / "ray").readlink() == temp_dir
+
+
+def test_a_link_in_place_of_the_temp_dir_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "rt").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RaytoolsError, match=r"is a file or link of user .* expected a directory of user"):
+        ray_temp_dir.make(tmp_path, tmp_path / "rt" / "ray")
+
+
+def test_cleaning_leaves_the_logs_of_the_last_three_sessions(tmp_path: Path) -> None:
+    for day in range(5):
+        session = tmp_path / f"session_2026-01-0{day}"
+        (session / "logs").mkdir(parents=True)
+        (session / "logs" / "raylet.out").touch()
+        (session / "sockets").mkdir()
+        (session / "sockets" / "raylet").touch()
+        (session / "port").touch()
+    (tmp_path / "session_latest").symlink_to(tmp_path / "session_2026-01-04")
+    ray_temp_dir.clean(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [f"session_2026-01-0{day}/logs/raylet.out" for day in (2, 3, 4)]
+    ray_temp_dir.clean(tmp_path / "gone")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "does not exist"),
+        ("{", "is not JSON"),
+        ('{"schema": "other"}', "is not a plan"),
+        ("[]", "is not a plan"),
+    ],
+)
+def test_an_unusable_plan_is_one_clear_line_and_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None, expected: str
+) -> None:
+    if content is not None:
+        (tmp_path / "node.json").write_text(content)
+    assert ray_service.main(["ensure", "--root", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("ray ensure: ")
+    assert expected in captured.err
+
+
+def test_a_missing_or_empty_token_is_refused_with_the_command_that_makes_one(
+    node: dict[str, Any], tmp_path: Path
+) -> None:
+    for make in (lambda path: path.write_text("\n"), lambda path: path.unlink()):
+        make(tmp_path / "token")
+        with pytest.raises(RaytoolsError, match=r"there is no token .*playbooks/ray\.yml"):
+            ray_state.seen_by_ray(node)
+
+
+def test_a_state_file_of_another_kind_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ray.state.json").write_text('{"pid": 1}')
+    with pytest.raises(RaytoolsError, match=r"ray\.state\.json cannot be used"):
+        ray_state.read_state(tmp_path)
+
+
+def test_a_reused_pid_is_not_our_process() -> None:
+    own = ray_process.identify(os.getpid())
+    assert own is not None
+    assert own.alive
+    assert not ray_process.ProcessId(own.pid, own.start_time_ticks - 1).alive
+    assert ray_process.identify(2**22 + 1) is None
+
+
+def test_stopping_what_does_not_run_is_no_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ray_service.main(["stop", "--root", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out) == {"changed": False, "killed": []}
+
+
+def test_the_toolkit_is_complete_and_installed_once(tmp_path: Path) -> None:
+    first = install_toolkit(tmp_path)
+    assert first.changed
+    again = install_toolkit(tmp_path)
+    assert not again.changed
+    assert again.path == first.path
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import raytools.node.__main__, raytools; print(raytools.__file__)"],
+        env={"PYTHONPATH": first.path}, cwd="/", capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith(str(tmp_path))
+
+
+def test_a_changed_toolkit_is_mended_and_what_is_not_part_of_it_removed(tmp_path: Path) -> None:
+    path = Path(install_toolkit(tmp_path).path) / "raytools"
+    (path / "errors.py").write_text("broken")
+    (path / "older.py").touch()
+    assert install_toolkit(tmp_path).changed
+    assert (path / "errors.py").read_text() != "broken"
+    assert not (path / "older.py").exists()
+    assert not install_toolkit(tmp_path).changed
