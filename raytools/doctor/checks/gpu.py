@@ -1,0 +1,38 @@
+"""RT3xx: the GPUs that are declared are present, and Ray schedules exactly those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from raytools.doctor.checks.cpu import logical_count
+from raytools.doctor.model import PROVISION, Finding, Gathered, NodeReport, Skipped
+
+
+def counts(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
+    """RT301: declared = present = logical."""
+    gpus, declared = node.need_facts()["gpus"], node.config.nodes.gpus
+    if gpus is None:
+        if declared == 0:
+            raise Skipped("the driver does not answer, and no GPU is declared")
+        message = "GPUs: there is an NVIDIA driver, but nvidia-smi does not answer"
+        yield Finding(
+            "RT301", "error", node.name, message, "nvidia-smi (as this user, on the node)", declared
+        )
+        return
+    logical = logical_count(cluster.logical(node), "GPU")
+    values: dict[str, Any] = {
+        "declared": "auto" if declared is None else declared,
+        "physical": len(gpus),
+        "logical": logical,
+    }
+    shown = "none (Ray does not run)" if logical is None else f"{logical:g}"
+    said = f"GPUs: declared {values['declared']}, present {len(gpus)}, logical {shown}"
+    if declared is not None and declared > len(gpus):
+        fix = f"Set nodes.gpus: {len(gpus)} in cluster.yaml, or find out why nvidia-smi does not list them"
+        yield Finding("RT301", "error", node.name, f"{said}. More is declared than is present", fix, **values)
+    plan = node.plan or node.installed
+    planned = plan["logical"].get("GPU", 0) if plan else None
+    if logical is not None and planned is not None and logical != planned:
+        message = f"{said}. Ray schedules {logical:g} where the plan has {planned:g}"
+        yield Finding("RT301", "error", node.name, message, PROVISION, **values)

@@ -1,0 +1,59 @@
+"""RT5xx: room for the environment, for Ray's spilled objects and for results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raytools.doctor.model import Finding, Gathered, NodeReport, Severity
+from raytools.units import format_size
+
+# an environment with its archive takes 3 GiB; Ray stops spilling to a disk that is 95 % full
+_BUILD_BYTES = 4 * 2**30
+_ERROR_BYTES = 2**30
+_WARNING_BYTES = 5 * 2**30
+_WARNING_SHARE = 0.05
+_WARNING_INODES = 100_000
+_ERROR_INODES = 10_000
+
+
+def space(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
+    """RT501: free bytes and inodes where raytools, Ray and the results write."""
+    del cluster
+    disk = dict(node.need_facts()["disk"])
+    storage = (node.inspection or {}).get("storage")
+    if storage and "problem" not in storage:
+        disk["storage"] = storage
+    least = _ERROR_BYTES if node.installed else _BUILD_BYTES
+    seen: set[tuple[Any, ...]] = set()
+    for name, found in disk.items():
+        same_disk = (found["total_bytes"], found["available_bytes"], found["inodes_available"])
+        if same_disk in seen:
+            continue
+        seen.add(same_disk)
+        yield from _bytes(node, found, least if name == "root" else _ERROR_BYTES)
+        yield from _inodes(node, found)
+
+
+def _bytes(node: NodeReport, disk: Mapping[str, Any], least_bytes: int) -> Iterator[Finding]:
+    available, total = disk["available_bytes"], disk["total_bytes"]
+    if available is None or not total:
+        return
+    said = f"disk: {format_size(available)} of {format_size(total)} are free at {disk['path']}"
+    values = {"declared": least_bytes, "physical": available}
+    if available < least_bytes:
+        message = f"{said}, less than {format_size(least_bytes)}"
+        yield Finding("RT501", "error", node.name, message, f"Free space at {disk['path']}", **values)
+    elif available < _WARNING_BYTES or available < total * _WARNING_SHARE:
+        message = f"{said}. Ray does not spill objects to a disk that is 95 % full"
+        yield Finding("RT501", "warning", node.name, message, f"Free space at {disk['path']}", **values)
+
+
+def _inodes(node: NodeReport, disk: Mapping[str, Any]) -> Iterator[Finding]:
+    inodes = disk["inodes_available"]
+    if inodes is None or inodes >= _WARNING_INODES:
+        return
+    message = f"disk: {inodes} inodes are free at {disk['path']}; one environment takes about 30,000"
+    severity: Severity = "error" if inodes < _ERROR_INODES else "warning"
+    fix = f"Delete small files on the file system of {disk['path']} (df -i)"
+    yield Finding("RT501", severity, node.name, message, fix, declared=_WARNING_INODES, physical=inodes)

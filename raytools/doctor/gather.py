@@ -1,0 +1,159 @@
+"""Gathers what the checks judge: one call per node, Ray's view once on the head, all at the same time.
+
+The only part of the doctor with side effects, and those are reading files and asking nodes. What cannot be
+had is noted where it is missing; nothing here fails because of one node.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from raytools.config import ClusterConfig, load_config
+from raytools.doctor.model import LEVELS, Gathered, Level, LockState, NodeReport
+from raytools.errors import EnvironmentBuildError, PlanError, TransportError
+from raytools.inventory import Host, Inventory, host_configs, load_inventory
+from raytools.plan import make_plans
+from raytools.planning import environment_ref
+from raytools.project import Project
+from raytools.transport import Answer, NodeCommand, call
+
+NODE_TIME_S = 60.0
+_PROOF_TIME_S = 180.0
+
+
+def gather(project: Project, level: Level, timeout_s: float = NODE_TIME_S) -> Gathered:
+    """All that the checks of a level need.
+
+    Args:
+        project: which cluster.yaml and inventory.
+        level: how far to look.
+        timeout_s: for each node.
+
+    Raises:
+        ConfigError: cluster.yaml or the inventory is wrong; nothing can be judged against it.
+    """
+    began = time.monotonic()
+    config = load_config(project.config_path)
+    inventory = load_inventory(project.inventory_path)
+    configs = host_configs(config, inventory)
+    timings = {"configuration": time.monotonic() - began}
+    nodes = tuple(NodeReport(host.name, host.role, host.root, configs[host.name]) for host in inventory.hosts)
+    gathered = Gathered(level, config, nodes)
+    if level == "config":
+        return replace(gathered, lock=lock_state(project, config), timings_s=timings)
+    began = time.monotonic()
+    # the nodes think while this process reads the lock
+    with ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(_inspect, project, inventory, timeout_s)
+        view = pool.submit(_ray_view, project, inventory, timeout_s) if _includes(level, "cluster") else None
+        lock = lock_state(project, config)
+        nodes = tuple(_with_answer(node, asked.result()[node.name]) for node in nodes)
+        ray, ray_error = _result(view)
+    timings["nodes"] = time.monotonic() - began
+    nodes, plan_error = _with_plans(project, config, inventory.hosts, nodes)
+    if _includes(level, "prove"):
+        nodes = _with_proofs(project, inventory, nodes)
+    return replace(
+        gathered,
+        nodes=nodes,
+        lock=lock,
+        plan_error=plan_error,
+        ray=ray,
+        ray_error=ray_error,
+        timings_s=timings,
+    )
+
+
+def _includes(level: Level, other: Level) -> bool:
+    return LEVELS.index(level) >= LEVELS.index(other)
+
+
+def lock_state(project: Project, config: ClusterConfig) -> LockState | None:
+    """The lock on the controller, as far as it can be read; None where an existing prefix is used."""
+    from raytools.environment.lock import misfits, read_current_lock
+    from raytools.environment.spec import EnvironmentSpec
+
+    spec = EnvironmentSpec.from_config(config)
+    if spec.prefix is not None:
+        return None
+    try:
+        lock = read_current_lock(project, spec)
+        if lock is None:
+            return LockState(None)
+        return LockState(lock.environment_id, tuple(misfits(lock, spec)))
+    except EnvironmentBuildError as error:
+        return LockState(None, problem=str(error))
+
+
+def _inspect(project: Project, inventory: Inventory, timeout_s: float) -> dict[str, Answer]:
+    commands = {
+        host.name: NodeCommand(["inspect", "--node-json", f"{host.root}/node.json"])
+        for host in inventory.hosts
+    }
+    return call(inventory.hosts, commands, timeout_s, state_dir=project.state_dir)
+
+
+def _with_answer(node: NodeReport, answer: Answer) -> NodeReport:
+    try:
+        return replace(node, inspection=answer.json())
+    except TransportError as error:
+        return replace(node, error=str(error))
+
+
+def _ray_view(project: Project, inventory: Inventory, timeout_s: float) -> Answer:
+    head = inventory.head
+    command = NodeCommand(["ray-view", "--node-json", f"{head.root}/node.json"], python="environment")
+    return call([head], command, timeout_s, state_dir=project.state_dir)[head.name]
+
+
+def _result(view: Future[Answer] | None) -> tuple[Mapping[str, Any] | None, str | None]:
+    if view is None:
+        return None, None
+    answer = view.result()
+    if answer.error is None and answer.exit_code == 1 and answer.stderr.strip():
+        return None, answer.stderr.strip().splitlines()[-1]  # ray_view's own sentence
+    try:
+        return answer.json(), None
+    except TransportError as error:
+        return None, str(error)
+
+
+def _with_plans(
+    project: Project, config: ClusterConfig, hosts: Sequence[Host], nodes: tuple[NodeReport, ...]
+) -> tuple[tuple[NodeReport, ...], str | None]:
+    """What cluster.yaml and the facts ask for now; a plan needs the facts of all nodes."""
+    facts = {node.name: node.facts for node in nodes if node.facts is not None}
+    if len(facts) < len(nodes):
+        return nodes, None  # the missing nodes are findings of their own
+    try:
+        environment, _notes = environment_ref(project, config)
+        plans = make_plans({node.name: node.config for node in nodes}, hosts, facts, environment)
+    except (PlanError, EnvironmentBuildError) as error:
+        return nodes, str(error)
+    return tuple(replace(node, plan=plans[node.name].to_json()) for node in nodes), None
+
+
+def _with_proofs(
+    project: Project, inventory: Inventory, nodes: tuple[NodeReport, ...]
+) -> tuple[NodeReport, ...]:
+    """Real limited runs on every provisioned node that answers."""
+    able = [host for host, node in zip(inventory.hosts, nodes, strict=True) if node.installed]
+    command = NodeCommand(["run", "--check", "--json"], python="installed")
+    answers = call(able, command, _PROOF_TIME_S, state_dir=project.state_dir)
+    return tuple(_with_proof(node, answers.get(node.name)) for node in nodes)
+
+
+def _with_proof(node: NodeReport, answer: Answer | None) -> NodeReport:
+    if answer is None:
+        return node
+    try:
+        # exit code 1 says that a limit does not hold; the answer says which
+        return replace(
+            node, proof=replace(answer, exit_code=0 if answer.exit_code == 1 else answer.exit_code).json()
+        )
+    except TransportError as error:
+        return replace(node, proof_error=str(error))
