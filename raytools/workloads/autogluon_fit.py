@@ -1,0 +1,262 @@
+"""AutoGluon in a slot: a private Ray that cannot leave it, the fit, the scores, and what was seen.
+
+The private Ray is started *before* AutoGluon, with explicit sizes: AutoGluon then finds Ray initialised and
+stays in it. Left alone it would attach to the cluster's Ray, or size its own from the whole machine.
+Imported on nodes only, yet standard library at import: pandas, Ray and AutoGluon are imported inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from raytools.units import format_duration
+from raytools.workloads.autogluon import FAMILIES, AutoGluonParameters
+from raytools.workloads.base import SlotContext
+from raytools.workloads.tables import load_frame
+
+_FORESTS = ("RF", "XT")
+_TEST_SHARE = 0.2
+_OBJECT_STORE_SHARE = 0.3
+_AUTOGLUON_SHARE = 0.9
+_RAY_MINIMUM_STORE_BYTES = 80 * 2**20
+_NOISE = "Failed to import torch"  # said before every model; the slot's GPUs are given explicitly
+_LEADERBOARD_COLUMNS = ("score_val", "score_test", "fit_time", "pred_time_test")
+
+
+def train_and_score(parameters: AutoGluonParameters, context: SlotContext) -> dict[str, Any]:
+    """Fits in a private Ray, scores on held-out rows, and tells what AutoGluon's Ray saw.
+
+    Returns:
+        The metrics of the workload, as JSON types.
+    """
+    dataset, label = str(parameters.dataset), str(parameters.label)
+    with _private_ray(context) as ray:
+        frame = load_frame(dataset, context.inputs.get("table")).dropna(subset=[label])
+        train, test = _split(frame, label, parameters.seed)
+        context.report(f"{dataset}: {len(train)} rows to train on, {len(test)} held out")
+        predictor, fit_s, log = _fit(parameters, context, train)
+        trained = _what_was_trained(parameters, predictor, log, fit_s)
+        return {
+            "dataset": dataset,
+            "rows": len(frame),
+            **trained,
+            **_scores(predictor, test),
+            "fit_s": round(fit_s, 3),
+            **_what_was_seen(ray),
+        }
+
+
+@contextmanager
+def _private_ray(context: SlotContext) -> Iterator[Any]:
+    """A Ray of the slot's size whose files are in the run's own directory."""
+    # The slot's cgroup is the memory limit: Ray's monitor looks at the whole machine and would only disturb.
+    # AutoGluon reads the second: a fold that died is a result, not a reason for another try.
+    os.environ.update({"RAY_memory_monitor_refresh_ms": "0", "RAY_DISABLE_RETRIES": "1"})
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    store_bytes = _object_store_bytes(context.memory_bytes)
+    context.report("starting a private Ray")
+    ray.init(
+        address="local",
+        num_cpus=context.cpus,
+        num_gpus=context.gpus,
+        object_store_memory=store_bytes,
+        _memory=context.memory_bytes - store_bytes,
+        include_dashboard=False,
+        _temp_dir=str(context.scratch_dir / "r"),  # short: Ray's sockets below it may not exceed 107 bytes
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _object_store_bytes(memory_bytes: int) -> int:
+    """30 % of the slot, less where the run's own /dev/shm is smaller: beyond it Ray would spill to files."""
+    share = int(memory_bytes * _OBJECT_STORE_SHARE)
+    room = int(shutil.disk_usage("/dev/shm").free * 0.95)
+    return max(_RAY_MINIMUM_STORE_BYTES, min(share, room))
+
+
+def _split(frame: Any, label: str, seed: int) -> tuple[Any, Any]:
+    """Training and test rows; each class in its share where the label has classes with enough rows."""
+    from sklearn.model_selection import train_test_split
+
+    values = frame[label]
+    counts = values.value_counts()
+    classes = values.nunique() <= max(2, 0.05 * len(frame)) and not _is_measured(values)
+    stratify = values if classes and counts.min() >= 2 and len(counts) <= _TEST_SHARE * len(frame) else None
+    train, test = train_test_split(frame, test_size=_TEST_SHARE, random_state=seed, stratify=stratify)
+    return train, test
+
+
+def _is_measured(values: Any) -> bool:
+    """Whether the label is a quantity (AutoGluon would take it for regression), not a class."""
+    from pandas.api.types import is_numeric_dtype
+
+    return bool(is_numeric_dtype(values)) and values.nunique() > 20
+
+
+def _fit(parameters: AutoGluonParameters, context: SlotContext, train: Any) -> tuple[Any, float, list[str]]:
+    """Trains; returns the predictor, the seconds of `fit` alone, and AutoGluon's log."""
+    context.report("importing AutoGluon")
+    from autogluon.tabular import TabularPredictor
+
+    with _listening(context) as log:
+        predictor = TabularPredictor(
+            label=parameters.label,
+            eval_metric=_metric(train[parameters.label]),
+            path=str(context.scratch_dir / "models"),
+            verbosity=2,
+        )
+        began = time.monotonic()
+        predictor.fit(train, **fit_arguments(parameters, context))
+        return predictor, time.monotonic() - began, log
+
+
+def fit_arguments(parameters: AutoGluonParameters, context: SlotContext) -> dict[str, Any]:
+    """Arguments of `TabularPredictor.fit`: what was asked, and the slot's size."""
+    arguments: dict[str, Any] = {
+        "num_cpus": context.cpus,
+        "num_gpus": context.gpus,
+        "memory_limit": round(_AUTOGLUON_SHARE * context.memory_bytes / 2**30, 3),
+        "raise_on_no_models_fitted": False,  # which ones failed, and why, is the result
+    }
+    if parameters.time_limit is not None:
+        arguments["time_limit"] = parameters.time_limit
+    if parameters.preset:
+        arguments["presets"] = parameters.preset
+    if parameters.families:
+        arguments["hyperparameters"] = {
+            family: {"n_estimators": parameters.trees} if family in _FORESTS else {}
+            for family in parameters.families
+        }
+    folds = parameters.folds if parameters.folds is not None or parameters.preset else 2
+    if folds is not None:
+        arguments |= {"num_bag_folds": folds, "num_bag_sets": 1 if folds else None, "num_stack_levels": 0}
+    return {name: value for name, value in arguments.items() if value is not None}
+
+
+def _metric(values: Any) -> str | None:
+    """R2 for quantities: it needs no unit to be read. For classes AutoGluon's own choice, accuracy."""
+    return "r2" if _is_measured(values) else None
+
+
+@contextmanager
+def _listening(context: SlotContext) -> Iterator[list[str]]:
+    """Collects AutoGluon's log and reports it line by line."""
+    lines: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            for line in record.getMessage().splitlines():
+                if line.strip() and not line.strip().startswith(_NOISE):
+                    lines.append(line.strip())
+                    step = line.startswith("Fitting model")
+                    (context.report if step else context.detail)(line.strip())
+
+    listener, logger = Listener(), logging.getLogger("autogluon")
+    logger.addHandler(listener)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(listener)
+
+
+def _what_was_trained(
+    parameters: AutoGluonParameters, predictor: Any, log: Sequence[str], fit_s: float
+) -> dict[str, Any]:
+    """Families with at least one model, and for each asked one without: why."""
+    from autogluon.tabular.registry import ag_model_registry as registry
+
+    kinds = _model_kinds(predictor)
+    failures = predictor.model_failures().to_dict("records") if hasattr(predictor, "_trainer") else []
+    trained = [family for family in FAMILIES if registry.key_to_cls(family).__name__ in kinds]
+    own = set(parameters.families)
+    limit_s = parameters.time_limit
+    unstarted = "AutoGluon did not start it"
+    if limit_s is not None and fit_s > 0.9 * limit_s:
+        unstarted = f"its time limit of {format_duration(limit_s)} was used up by the others"
+    skipped = [
+        {"family": family, "reason": _why_skipped(registry.key_to_cls(family), failures, log) or unstarted}
+        for family in parameters.families
+        if family not in trained
+    ]
+    if not own:
+        skipped = [{"family": row["model"], "reason": _failure_text(row)} for row in failures]
+    return {
+        "families": [family for family in trained if not own or family in own],
+        "families_asked": list(parameters.families),
+        "skipped": skipped,
+    }
+
+
+def _model_kinds(predictor: Any) -> set[str]:
+    """Class names of the trained models; of a bagged one, the class inside."""
+    if not predictor.model_names():
+        return set()
+    infos = predictor.info()["model_info"].values()
+    return {
+        str((info.get("bagged_info") or {}).get("child_model_type", info["model_type"])) for info in infos
+    }
+
+
+def _why_skipped(kind: Any, failures: Sequence[Mapping[str, Any]], log: Sequence[str]) -> str | None:
+    """AutoGluon's failure of that class, else what its log says of it."""
+    for row in failures:
+        if kind.__name__ in (row.get("child_model_type"), row.get("model_type")):
+            return _failure_text(row)
+    name = str(getattr(kind, "ag_name", kind.__name__))
+    said = [line for line in log if re.search(r"skip", line, re.IGNORECASE) and name in line]
+    return said[-1] if said else None
+
+
+def _failure_text(row: Mapping[str, Any]) -> str:
+    text = str(row.get("exc_str") or "").strip().splitlines()
+    return f"{row.get('exc_type')}: {text[0] if text else ''}".removesuffix(": ")
+
+
+def _scores(predictor: Any, test: Any) -> dict[str, Any]:
+    """The best model's score on the held-out rows (higher is better), and the table of all models."""
+    metric = predictor.eval_metric.name
+    if not predictor.model_names():
+        return {"score": None, "score_metric": metric, "leaderboard": []}
+    rows = predictor.leaderboard(test, display=False).to_dict("records")
+    board = [
+        {"model": row["model"]}
+        | {f"{name}_s" if "time" in name else name: _number(row[name]) for name in _LEADERBOARD_COLUMNS}
+        for row in rows
+    ]
+    best = predictor.model_best
+    score = next(row["score_test"] for row in board if row["model"] == best)
+    return {"score": score, "score_metric": metric, "best_model": best, "leaderboard": board}
+
+
+def _number(value: Any) -> float | None:
+    """A float for JSON, which has no NaN."""
+    number = float(value)
+    return None if math.isnan(number) else round(number, 6)
+
+
+def _what_was_seen(ray: Any) -> dict[str, Any]:
+    """How large the machine looks from inside: to the private Ray, the kernel, and AutoGluon."""
+    from autogluon.common.utils.resource_utils import ResourceManager
+
+    seen = {
+        "ray": int(ray.cluster_resources().get("CPU", 0)),
+        "affinity": len(os.sched_getaffinity(0)),
+        "autogluon": int(ResourceManager.get_cpu_count()),
+    }
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return {"nodes_seen": len(nodes), "cpus_seen": max(seen.values()), "cpus_seen_by": seen}
