@@ -1,0 +1,124 @@
+"""AutoGluon inside `raytools smoke` against the same fit bare, and against AutoGluon's defaults.
+
+    .venv/bin/python benchmarks/autogluon.py [--runs 3] [-c cluster.yaml] [-i inventory]
+
+The three take turns, so that a disturbance hits all alike. Bar: the fit in the slot takes at most 1.15 times
+the bare one; exits 1 when it is missed. Needs a running cluster whose head is this machine, otherwise idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from measure import CHECKOUT, SCRIPTS, Row, print_rows
+
+from raytools.inventory import load_inventory
+from raytools.project import find_project
+from raytools.workloads.autogluon import AutoGluon, AutoGluonParameters
+
+BAR = 1.15
+_BARE = Path(__file__).with_name("autogluon_bare.py")
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def main() -> int:
+    """Measures in turns and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument("-c", "--config", help="cluster.yaml to use")
+    parser.add_argument("-i", "--inventory", help="inventory to use")
+    options = parser.parse_args()
+    project = find_project(options.config or CHECKOUT / "cluster.yaml", options.inventory)
+    head = load_inventory(project.inventory_path).head
+    if head.connection != "local":
+        sys.exit(f"the head is {head.name}: this benchmark compares on one machine, which must be this one")
+    node = json.loads(Path(head.root, "node.json").read_text())
+    smoke_arguments = ["-c", str(project.config_path), "-i", str(project.inventory_path)]
+    rows = {
+        name: (Row(f"{name}: fit"), Row(f"{name}: everything"))
+        for name in ("smoke", "bare, pinned, passive OpenMP", "AutoGluon's defaults")
+    }
+    smoke, bare, defaults = rows.values()
+    with tempfile.TemporaryDirectory() as folder:
+        request = _write_request(Path(folder), node, project.state_dir / "data")
+        for number in range(options.runs):
+            print(f"round {number + 1} of {options.runs}", file=sys.stderr, flush=True)
+            _add(smoke, _smoke(smoke_arguments))
+            _add(bare, _plain("bare", request, node, {"OMP_WAIT_POLICY": "passive"}))
+            _add(defaults, _plain("defaults", request, node, {}))
+    defaults[0].note = "includes the start of the Ray that AutoGluon sizes itself"
+    ratio = Row("fit: smoke / bare", bar=BAR, unit="x")
+    ratio.values = [statistics.median(smoke[0].values) / statistics.median(bare[0].values)]
+    cost = Row("fit: defaults / smoke", unit="x")
+    cost.values = [statistics.median(defaults[0].values) / statistics.median(smoke[0].values)]
+    return print_rows("AutoGluon on diamonds", [*smoke, *bare, *defaults, ratio, cost])
+
+
+def _write_request(folder: Path, node: dict[str, Any], cache_dir: Path) -> Path:
+    """What the bare script needs to do the same: parameters, slot, table."""
+    prepared = AutoGluon().prepare(AutoGluonParameters(), cache_dir)
+    slot = node["slots"][0]
+    path = folder / "request.json"
+    path.write_text(
+        json.dumps(
+            {
+                "parameters": asdict(prepared.parameters),
+                "cpus": slot["cpus"],
+                "memory_bytes": slot["memory_bytes"],
+                "table": str(cache_dir / "diamonds.csv"),
+            }
+        )
+    )
+    return path
+
+
+def _smoke(arguments: list[str]) -> dict[str, float]:
+    """One `raytools smoke`; its own verdict must be pass."""
+    done = subprocess.run(
+        [SCRIPTS / "raytools", "smoke", "--workload", "autogluon", "--json", *arguments],
+        capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    if done.returncode != 0:
+        sys.exit(f"raytools smoke ended with exit code {done.returncode}:\n{done.stderr}{done.stdout}")
+    run = json.loads(done.stdout)["runs"][0]
+    return {"fit_s": run["metrics"]["fit_s"], "wall_s": run["record"]["used"]["wall_s"]}
+
+
+def _plain(mode: str, request: Path, node: dict[str, Any], variables: dict[str, str]) -> dict[str, float]:
+    """One run of the bare script with the environment's Python, with no thread or Ray settings of ours."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "OMP_")) and name not in _THREADS
+    }
+    with _BARE.open() as script:
+        done = subprocess.run(
+            [node["python"], "-", mode, str(request)],
+            stdin=script, capture_output=True, text=True, timeout=900, check=False,
+            # elsewhere than in this directory, whose autogluon.py is not the package
+            cwd=request.parent,
+            env=kept | {"PYTHONPATH": node["toolkit"], "RAY_ADDRESS": "local", **variables},
+        )  # fmt: skip
+    if done.returncode != 0:
+        sys.exit(f"{mode} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _add(rows: tuple[Row, Row], measured: dict[str, float]) -> None:
+    for row, key in zip(rows, ("fit_s", "wall_s"), strict=True):
+        row.values.append(measured[key])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
