@@ -1,0 +1,40 @@
+# The two commands of a fresh clone: `make quickstart` and `make test`. Needs git, make and Python 3.11 with venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart stop test lint lab-deps lab-up lab-down vm-up vm-down test-lab test-vm
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+
+quickstart: .python ## this machine becomes a checked one-node cluster that trains AutoGluon under limits
+	@"$(PYTHON)" scripts/quickstart.py
+
+stop: ## end this cluster's Ray, and nothing else
+	@if [ -x $(VENV)/bin/ansible-playbook ]; then $(VENV)/bin/ansible-playbook playbooks/stop.yml; \
+	else echo "There is no $(VENV) here: nothing was started from this checkout."; fi
+
+test: .python ## linters and all tests that this machine can run
+	@"$(PYTHON)" scripts/test.py
+
+lint: .python ## ruff, mypy, ansible-lint, yamllint
+	@"$(PYTHON)" scripts/lint.py
+
+lab-deps: .not-yet ## (not in this version) install what the lab of containers needs
+lab-up: .not-yet ## (not in this version) start several hosts in containers
+lab-down: .not-yet ## (not in this version) end them
+vm-up: .not-yet ## (not in this version) start virtual machines
+vm-down: .not-yet ## (not in this version) end them
+test-lab: .not-yet ## (not in this version) tests on the hosts of the lab
+test-vm: .not-yet ## (not in this version) tests on virtual machines
+
+.PHONY: .python .not-yet
+.python:
+	@if [ -z "$(PYTHON)" ]; then echo "Found no Python, expected 3.11 or newer." \
+	"Install one (Debian 12: sudo apt-get install python3.11-venv), or name it: make PYTHON=/path/to/python3.11 ..."; exit 1; fi
+
+# The lab of several hosts is not part of this version; saying so beats pretending.
+.not-yet:
+	@echo "make $(MAKECMDGOALS): not in this version. The lab of several hosts comes with the second node." >&2; exit 2

@@ -1,0 +1,89 @@
+"""`make test`: linters and the test tiers this machine can run; says which it skipped and why.
+
+Under CI=true a tier that belongs to this version and cannot run is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+
+from steps import CHECKOUT, VENV, StepError, Steps, guarded, make_venv, require_python, run, say, seconds
+
+BIN = VENV / "bin"
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One directory of tests, and why it cannot run here (None: it can)."""
+
+    name: str
+    what: str
+    obstacle: str | None = None
+    in_this_version: bool = True
+
+
+def main() -> int:
+    """Installs the development tools, then runs linters and tiers; all tiers run even if one fails."""
+    require_python()
+    tiers = find_tiers()
+    steps = Steps(total=2 + sum(tier.obstacle is None for tier in tiers))
+    with steps.step("Install raytools with its development tools into .venv (pip)"):
+        if not make_venv("dev"):
+            say("      nothing to do: pyproject.toml has not changed")
+    outcomes = {"linters": _outcome(steps, "Linters: ruff", _lint)}
+    for tier in tiers:
+        outcomes[tier.name] = _skipped(tier) if tier.obstacle else _run_tier(steps, tier)
+    say("\n" + "\n".join(f"{name:<8} {text}" for name, (_, text) in outcomes.items()))
+    return 0 if all(good for good, _ in outcomes.values()) else 1
+
+
+def find_tiers() -> list[Tier]:
+    """The tiers of the project, the quick ones first."""
+    local = None if platform.system() == "Linux" else f"needs Linux, this is {platform.system()}"
+    later = "not in this version: it comes with the lab of several hosts"
+    return [
+        Tier("unit", "everywhere: no root, no network"),
+        Tier("local", "this machine: cgroups, a real Ray", local),
+        Tier("lab", "containers that boot systemd and sshd", later, in_this_version=False),
+        Tier("vm", "machines with a kernel of their own", later, in_this_version=False),
+    ]
+
+
+def _lint() -> None:
+    sources = ["raytools", "tests", "scripts", "examples", "benchmarks"]
+    present = [name for name in sources if (CHECKOUT / name).exists()]
+    run([BIN / "ruff", "check", *present], "Many can be mended by: .venv/bin/ruff check --fix")
+
+
+def _run_tier(steps: Steps, tier: Tier) -> tuple[bool, str]:
+    def tests() -> None:
+        run(
+            [BIN / "python", "-m", "pytest", f"tests/{tier.name}", "-q", "-rs"],
+            f"One test alone: .venv/bin/pytest tests/{tier.name} -k NAME",
+        )
+
+    return _outcome(steps, f"Tests {tier.name} ({tier.what})", tests)
+
+
+def _outcome(steps: Steps, title: str, action: object) -> tuple[bool, str]:
+    assert callable(action)
+    try:
+        with steps.step(title):
+            action()
+    except StepError as error:
+        say(f"      {error}")
+        steps.times_s.setdefault(title, 0.0)
+        return False, f"FAILED   {error}"
+    return True, f"passed   in {seconds(steps.times_s[title])}"
+
+
+def _skipped(tier: Tier) -> tuple[bool, str]:
+    required = tier.in_this_version and os.environ.get("CI") == "true"
+    return not required, f"{'FAILED ' if required else 'skipped'}  {tier.what}: {tier.obstacle}"
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, "test"))
