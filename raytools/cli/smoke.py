@@ -80,7 +80,7 @@ def smoke(
     from raytools.cli.smoke_view import Progress, print_result
     from raytools.config import load_config
     from raytools.inventory import load_inventory
-    from raytools.workloads.smoke import run_smoke
+    from raytools.smoke import run_smoke
 
     project = find_project(config, inventory)
     load_config(project.config_path)  # a mistake in it is told before anything runs

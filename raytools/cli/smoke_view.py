@@ -16,7 +16,7 @@ from rich.text import Text
 
 from raytools.units import format_duration, format_size
 from raytools.workloads.base import run_name
-from raytools.workloads.smoke import SmokeResult
+from raytools.smoke import SmokeResult
 
 _PLAIN_EVERY_S = 5.0  # between two details of one run where no terminal can be redrawn
 _LOG_LINES = 40

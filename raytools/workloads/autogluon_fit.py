@@ -206,10 +206,8 @@ def _model_kinds(predictor: Any) -> set[str]:
     """Class names of the trained models; of a bagged one, the class inside."""
     if not predictor.model_names():
         return set()
-    infos = predictor.info()["model_info"].values()
-    return {
-        str((info.get("bagged_info") or {}).get("child_model_type", info["model_type"])) for info in infos
-    }
+    # The public `info()` tells the same but loads every model from disk: seconds for large forests
+    return {kind.__name__ for kind in predictor._trainer.get_models_attribute_dict("type_inner").values()}
 
 
 def _why_skipped(kind: Any, failures: Sequence[Mapping[str, Any]], log: Sequence[str]) -> str | None:
