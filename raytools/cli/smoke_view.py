@@ -14,9 +14,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raytools.smoke import SmokeResult
 from raytools.units import format_duration, format_size
 from raytools.workloads.base import run_name
-from raytools.smoke import SmokeResult
 
 _PLAIN_EVERY_S = 5.0  # between two details of one run where no terminal can be redrawn
 _LOG_LINES = 40
