@@ -202,6 +202,8 @@ def make_venv(extra: str = "") -> bool:
         "pip needs a package index it can reach (pip.conf, PIP_INDEX_URL and proxy variables are honoured).",
         quiet=True,
     )  # fmt: skip
+    # pip compiles what it installs, but not an editable checkout, and not everybody's Python writes byte code
+    run([VENV / "bin" / "python", "-m", "compileall", "-q", "raytools"], "May this directory be written?")
     stamp.write_text(wanted)
     return True
 
