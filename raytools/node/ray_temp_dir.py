@@ -42,6 +42,12 @@ def make(root: Path, temp_dir: Path) -> None:
             expected=f"a directory of user {name_of(os.geteuid())} (Ray's sockets and logs go there)",
             fix=f"If nobody needs it: sudo rm -rf {private}",
         )
+    if found.st_mode & stat.S_ISVTX:  # /tmp itself, in a plan of another version: everybody needs it open
+        raise RaytoolsError(
+            f"{private}, where node.json puts Ray's temp dir, is shared by all users",
+            expected=str(temp_dir_of(root)),
+            fix="Write the plan again: ansible-playbook playbooks/node.yml",
+        )
     private.chmod(0o700)
     temp_dir.mkdir(exist_ok=True)
     (temp_dir / _STARTED_MARK).unlink(missing_ok=True)

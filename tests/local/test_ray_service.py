@@ -85,7 +85,7 @@ def a_place() -> Iterator[Place]:
         stopped = place.ray("stop")
         assert stopped.exit_code == 0, stopped.errors
         if (root / "ray").is_symlink():
-            shutil.rmtree((root / "ray").readlink(), ignore_errors=True)
+            shutil.rmtree((root / "ray").readlink().parent, ignore_errors=True)
         shutil.rmtree(root)
 
 

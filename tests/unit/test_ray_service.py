@@ -207,6 +207,13 @@ def test_a_link_in_place_of_the_temp_dir_is_refused(tmp_path: Path) -> None:
         ray_temp_dir.make(tmp_path, tmp_path / "rt" / "ray")
 
 
+def test_a_directory_that_all_users_share_is_never_closed(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    with pytest.raises(RaytoolsError, match="is shared by all users"):
+        ray_temp_dir.make(tmp_path, tmp_path / "rt")
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o1777
+
+
 def test_cleaning_leaves_the_logs_of_the_last_three_sessions(tmp_path: Path) -> None:
     for day in range(5):
         session = tmp_path / f"session_2026-01-0{day}"
