@@ -61,7 +61,7 @@ def _lint() -> None:
 def _run_tier(steps: Steps, tier: Tier) -> tuple[bool, str]:
     def tests() -> None:
         run(
-            [BIN / "python", "-m", "pytest", f"tests/{tier.name}", "-q", "-rs"],
+            [BIN / "python", "-m", "pytest", f"tests/{tier.name}", "-q", "-rs", "--durations=15"],
             f"One test alone: .venv/bin/pytest tests/{tier.name} -k NAME",
         )
 
