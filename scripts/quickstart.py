@@ -152,7 +152,7 @@ def _next() -> list[str]:
         "Next:",
         "  . .venv/bin/activate",
         "  raytools run --cpus 1 --memory 2GiB --time 10m -- ./your_program    # one limited run",
-        "  python examples/one_run_per_vm.py                                   # many, from one script",
+        '  eval "$(raytools env activate)"; python examples/one_run_per_vm.py  # many, from one script',
         "  raytools doctor                                                     # is all as it was?",
         "Stop it:    make stop                          (this cluster's Ray and nothing else)",
         "Remove it:  make stop && rm -rf .raytools .venv",
