@@ -99,13 +99,8 @@ def test_a_plain_user_gets_a_cluster_and_is_told_what_is_not_enforced(user: str,
     assert "cpu, memory" in summary
     assert f"grant --user {user}" in summary
 
-    smoke = as_user(
-        user,
-        "cd raytools && .venv/bin/raytools smoke --workload autogluon --dataset breast_cancer "
-        "--enforce best-effort --json",
-    )
-    assert smoke.returncode == 0, smoke.stdout + smoke.stderr
-    document = json.loads(smoke.stdout)
+    (written,) = (clone / ".raytools" / "results" / "autogluon").glob("*/smoke.json")
+    document = json.loads(written.read_text())
     assert document["verdict"] == "pass"
     assert any("affinity" in reason for reason in document["reasons"])
     assert document["runs"][0]["record"]["enforced"]["cpu"] == "affinity"
