@@ -1,4 +1,4 @@
-"""Entry point. `raytools run` goes to a standard-library path before Typer is imported.
+"""Entry point. What must start at once is dispatched before Typer is imported.
 
 Typer and pydantic cost about 120 ms of start-up, which is more than a whole limited run should.
 """
@@ -9,14 +9,23 @@ import sys
 
 
 def main() -> int:
-    """Dispatches to `raytools run` or to the Typer application; returns the exit code."""
-    if sys.argv[1:2] == ["run"]:
+    """Dispatches to `raytools run`, a plain `raytools config check`, or the Typer application."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["run"]:
         from raytools.node.run import main as run_main
 
-        return run_main(sys.argv[2:])
+        return run_main(arguments[1:])
+    if arguments[:2] == ["config", "check"] and _at_most_a_file(arguments[2:]):
+        from raytools.config_check import main as check_main
+
+        return check_main(arguments[2] if len(arguments) > 2 else None)
     from raytools.cli import main as cli_main
 
     return cli_main()
+
+
+def _at_most_a_file(arguments: list[str]) -> bool:
+    return len(arguments) <= 1 and not any(argument.startswith("-") for argument in arguments)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ from __future__ import annotations
 import difflib
 import gc
 import importlib
-import io
-import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from raytools import __version__
-from raytools.errors import ConfigError, RaytoolsError
+from raytools.console import guarded
+from raytools.errors import RaytoolsError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("raytools.cli.config", "Check and show cluster.yaml."),
@@ -115,32 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; the process's own by default.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: output, not a traceback
-    # Start-up is imports: nothing of it is garbage, and no plugin of pydantic has a say in our models.
-    gc.disable()
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
-    try:
+
+    def body() -> None:
         _root().main(args=None if arguments is None else list(arguments), prog_name="raytools")
-    except SystemExit as end:  # how Typer hands over an exit code
-        return end.code if isinstance(end.code, int) else int(bool(end.code))
-    except KeyboardInterrupt:
-        return 130
-    except RaytoolsError as error:
-        text = str(error) if isinstance(error, ConfigError) else f"raytools: {error}"
-        sys.stderr.write(text + "\n")
-        return error.exit_code
-    finally:
-        gc.enable()
-        _flush()
-    return 0
 
-
-def _flush() -> None:
-    """A reader that closed our output early (`| head -1`) is not an error worth a traceback."""
-    if sys.stdout is None:  # closed by the caller (`>&-`)
-        return
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return guarded(body)

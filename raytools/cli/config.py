@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from raytools.cli.options import ConfigOption, InventoryOption, JsonOption, new_app
-from raytools.config import ClusterConfig, json_schema, load_config
+from raytools.config import json_schema, load_config
+from raytools.config_check import summary
 from raytools.project import find_project
 from raytools.yaml_source import shown_path
 
@@ -67,17 +68,6 @@ def schema(
     """
     del config, inventory, as_json  # taken by every command; the schema depends on none of them
     _print_json(json_schema())
-
-
-def summary(config: ClusterConfig) -> str:
-    """What a configuration describes, in one line."""
-    environment = config.environment
-    software = environment.prefix or f"Python {environment.python}, {len(environment.pip)} pip packages"
-    slots = "1 slot" if config.slots.per_node == 1 else f"{config.slots.per_node} slots"
-    return (
-        f"cluster {config.cluster}, environment {environment.name} ({software}), {slots} per node, "
-        f"storage {config.storage.type}, auth {config.ray.auth}"
-    )
 
 
 def _config_path(file: Path | None, config: Path | None, inventory: Path | None) -> Path:

@@ -318,3 +318,29 @@ def test_the_inventory_is_the_one_ansible_would_take(project, monkeypatch):
 def test_a_broken_ansible_cfg_does_not_break_commands_that_need_no_inventory(project):
     (project / "ansible.cfg").write_bytes(b"inventory = \xff\n")
     assert find_project().inventory_path == project / "inventory" / "hosts.yml"
+
+
+@pytest.mark.parametrize("content", ["cluster: mine\n", "slots: {per_node: none}\n"])
+def test_config_check_says_the_same_with_and_without_its_quick_way(tmp_path: Path, content: str) -> None:
+    (tmp_path / "cluster.yaml").write_text(content)
+    plain, with_option = (
+        subprocess.run(
+            [sys.executable, "-m", "raytools", "config", "check", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+        )
+        for arguments in (["cluster.yaml"], ["-c", "cluster.yaml"])
+    )  # fmt: skip
+    assert (plain.returncode, plain.stdout, plain.stderr) == (
+        *(with_option.returncode, with_option.stdout, with_option.stderr),
+    )
+    assert plain.stdout + plain.stderr != ""
+
+
+def test_a_reader_that_left_early_causes_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "cluster.yaml").write_text("cluster: mine\n")
+    command = f"PYTHONUNBUFFERED=1 {sys.executable} -m raytools config check cluster.yaml"
+    done = subprocess.run(
+        ["bash", "-c", f"exec 3> >(exec true); sleep 0.2; {command} >&3"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
