@@ -23,8 +23,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from raytools.node import facts_cgroup, facts_cpu
-from raytools.node.facts_cgroup import read_text
+from raytools.node import cgroup_tree, facts_cgroup, facts_cpu
+from raytools.node.cgroup_tree import read_text
 
 SCHEMA = "raytools.facts/1"
 DEFAULT_ROOT = "/opt/raytools"
@@ -47,9 +47,7 @@ def collect(node: dict[str, Any] | None = None, root: str | None = None) -> Fact
     prefix = (plan.get("environment") or {}).get("prefix")
     names = _NameLookup(socket.gethostname())
     cpuinfo = read_text("/proc/cpuinfo") or ""
-    groups = facts_cgroup.locate(
-        read_text("/proc/self/mountinfo") or "", read_text("/proc/self/cgroup") or ""
-    )
+    groups = cgroup_tree.locate(read_text("/proc/self/mountinfo") or "", read_text("/proc/self/cgroup") or "")
     return {
         "schema": SCHEMA,
         "collected_at": datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -59,7 +57,7 @@ def collect(node: dict[str, Any] | None = None, root: str | None = None) -> Fact
         "cgroup": {
             "mode": groups.mode,
             "own": groups.own,
-            "controllers": sorted(name for name in groups.own if name != facts_cgroup.UNIFIED),
+            "controllers": sorted(name for name in groups.own if name != cgroup_tree.UNIFIED),
         },
         "disk": {"root": disk_facts(plan.get("root") or root or DEFAULT_ROOT), "tmp": disk_facts("/tmp")},
         "limits": limit_facts(),
@@ -72,7 +70,7 @@ def collect(node: dict[str, Any] | None = None, root: str | None = None) -> Fact
     }
 
 
-def cpu_facts(cpuinfo: str, groups: facts_cgroup.OwnCgroups) -> Facts:
+def cpu_facts(cpuinfo: str, groups: cgroup_tree.OwnCgroups) -> Facts:
     """CPUs that exist, and those this process may use: affinity, cpuset, online and quota."""
     model, ids = facts_cpu.parse_cpuinfo(cpuinfo)
     affinity = sorted(os.sched_getaffinity(0))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from raytools.node.facts_cgroup import ReadText, read_text
+from raytools.node.cgroup_tree import ReadText, read_text
 
 _CPU = "/sys/devices/system/cpu"
 _NUMA = "/sys/devices/system/node"

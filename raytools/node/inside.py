@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from raytools.node.record import Limits
 
@@ -22,7 +21,7 @@ def inside_environment(
     outer: Mapping[str, str],
     limits: Limits,
     run_id: str,
-    temporary: Path,
+    temporary: str,
     shared: Mapping[str, str],
     extra: Mapping[str, str],
 ) -> dict[str, str]:
@@ -43,11 +42,12 @@ def inside_environment(
     }
     own = {
         "RAYTOOLS_RUN_ID": run_id,
-        "TMPDIR": str(temporary),
-        "RAY_TMPDIR": str(temporary),
+        "RAYTOOLS_LOCK_DIR": f"{temporary}/locks",  # `pinned` inside divides this run's CPUs, not the node's
+        "TMPDIR": temporary,
+        "RAY_TMPDIR": temporary,
         "RAY_ADDRESS": "local",
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(temporary / "token"),
+        "RAY_AUTH_TOKEN_PATH": f"{temporary}/token",
         "RAY_memory_monitor_refresh_ms": "0",  # the cgroup is the memory limit
         "RAY_DISABLE_RETRIES": "1",
         "RAY_USAGE_STATS_ENABLED": "0",

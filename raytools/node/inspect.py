@@ -22,7 +22,7 @@ from typing import Any
 
 from raytools.errors import RaytoolsError
 from raytools.node import facts, facts_cpu, inspect_processes
-from raytools.node.facts_cgroup import read_text
+from raytools.node.cgroup_tree import read_text
 from raytools.node.inspect_processes import Process, Ray, user_name
 
 SCHEMA = "raytools.inspection/1"
@@ -145,7 +145,7 @@ def _visible(variables: Mapping[str, str]) -> dict[str, str]:
 def _replaced(pid: int) -> bool | None:
     """Whether the program file was deleted or replaced since the process was started."""
     try:
-        return os.readlink(f"/proc/{pid}/exe").endswith(" (deleted)")  # noqa: PTH115 - no such path need exist
+        return os.readlink(f"/proc/{pid}/exe").endswith(" (deleted)")
     except OSError:
         return None
 
@@ -213,7 +213,7 @@ def path_facts(node: Found | None, root: str) -> dict[str, Found | None]:
         paths |= {
             "token": node["ray"]["token_path"],
             # Ray opens its temp dir to everybody; the directory around it is what keeps others out
-            "temp_dir": os.path.dirname(node["temp_dir"]),  # noqa: PTH120
+            "temp_dir": os.path.dirname(node["temp_dir"]),
             "toolkit": node["toolkit"],
             "prefix": node["environment"]["prefix"],
             "python": node["python"],
@@ -234,7 +234,7 @@ def directories_above(root: str) -> list[Found]:
 
 def _path_fact(path: str) -> Found | None:
     try:
-        found = os.stat(path)  # noqa: PTH116 - follows links on purpose: what is used is what counts
+        found = os.stat(path)
     except FileNotFoundError:
         return None
     return {

@@ -101,7 +101,7 @@ def living_rays(every: Mapping[int, Process]) -> list[Ray]:
             continue
         given = flags(process.command)
         session_dir = given.get("session_dir") or None
-        temp_dir = given.get("temp_dir") or (os.path.dirname(session_dir) if session_dir else None)  # noqa: PTH120
+        temp_dir = given.get("temp_dir") or (os.path.dirname(session_dir) if session_dir else None)
         found.append(
             Ray(process, given, temp_dir, session_dir, given.get("gcs_address"), environ(process.pid))
         )

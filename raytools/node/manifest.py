@@ -248,7 +248,7 @@ def _entry(item: os.DirEntry[str], path: str) -> Entry:
     status = item.stat(follow_symlinks=False)
     mode = stat.S_IMODE(status.st_mode)
     if stat.S_ISLNK(status.st_mode):
-        return Entry(path, "link", mode, 0, status.st_mtime_ns, os.readlink(item.path), None)  # noqa: PTH115
+        return Entry(path, "link", mode, 0, status.st_mtime_ns, os.readlink(item.path), None)
     kind = "file" if stat.S_ISREG(status.st_mode) else "other"
     return Entry(path, kind, mode, status.st_size, status.st_mtime_ns, "", None)
 
@@ -355,7 +355,7 @@ def package_files(prefix: Path) -> dict[str, str]:
         for line in record.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
             # path,hash,size: the two after the path never hold a comma, the path may be quoted
             name = line.rsplit(",", 2)[0].strip('"')
-            owners[os.path.normpath(os.path.join(base, name))] = key  # noqa: PTH118 - `..` leads to bin/
+            owners[os.path.normpath(os.path.join(base, name))] = key
     return owners
 
 

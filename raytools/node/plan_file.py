@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from raytools.errors import RaytoolsError
+from raytools.node.plain import Plain, field
 
-DEFAULT_ROOT = Path("/opt/raytools")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+DEFAULT_ROOT = "/opt/raytools"
 _DEFAULT_RESERVED_BYTES = 2 * 2**30
 
 
-@dataclass(frozen=True)
-class Slot:
-    """An exclusive share of the node; `cpus` are kernel CPU numbers, `gpus` device indices."""
+class Slot(Plain):
+    """An exclusive share of the node; `cpus` are kernel CPU numbers, `gpus` device indices.
 
-    index: int
+    `index` is None for all slots of the node taken together.
+    """
+
+    index: int | None
     cpus: list[int]
     memory_bytes: int
-    gpus: list[int] = field(default_factory=list)
+    gpus: list[int] = field(factory=list)
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(Plain):
     """What runs need to know of the plan. `data` is the whole file, {} on a node without one."""
 
     name: str
@@ -39,6 +41,22 @@ class Node:
         return (self.data.get("environment") or {}).get("id")
 
     @property
+    def whole(self) -> Slot:
+        """All slots as one."""
+        return Slot(
+            None,
+            sorted(cpu for slot in self.slots for cpu in slot.cpus),
+            self.run_memory_bytes,
+            sorted(gpu for slot in self.slots for gpu in slot.gpus),
+        )
+
+    @property
+    def records_directory(self) -> str | None:
+        """Where runs that Ray started keep their records: in the storage, so that every node finds them."""
+        path = (self.data.get("storage") or {}).get("path")
+        return f"{path}/records" if path else None
+
+    @property
     def run_defaults(self) -> dict[str, Any]:
         return self.data.get("runs") or {}
 
@@ -49,16 +67,16 @@ class Node:
         return {name: value for name, value in variables.items() if not name.startswith("RAY_")}
 
 
-def find_node_file(config: str | None = None) -> Path | None:
+def find_node_file(config: str | None = None) -> str | None:
     """The node.json that applies here: RAYTOOLS_ROOT, `.raytools/` beside cluster.yaml, /opt/raytools."""
     if root := os.environ.get("RAYTOOLS_ROOT"):
-        return Path(root) / "node.json"
-    beside = Path(config).parent if config else Path.cwd()
-    candidates = (beside / ".raytools" / "node.json", DEFAULT_ROOT / "node.json")
-    return next((path for path in candidates if path.is_file()), None)
+        return f"{root}/node.json"
+    beside = os.path.dirname(os.path.abspath(config)) if config else os.getcwd()
+    candidates = (f"{beside}/.raytools/node.json", f"{DEFAULT_ROOT}/node.json")
+    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
-def load_node(path: Path | None) -> Node:
+def load_node(path: str | None) -> Node:
     """The node of a plan file, or one slot with the whole machine minus 2 GiB when `path` is None.
 
     Raises:
@@ -67,7 +85,8 @@ def load_node(path: Path | None) -> Node:
     if path is None:
         return _whole_machine()
     try:
-        data = json.loads(path.read_text())
+        with open(path) as file:
+            data = json.load(file)
         slots = [Slot(**slot) for slot in data["slots"]]
         return Node(data["name"], slots, sum(slot.memory_bytes for slot in slots), data)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -82,5 +101,5 @@ def _whole_machine() -> Node:
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory_bytes = max(total - _DEFAULT_RESERVED_BYTES, total // 2)
     return Node(
-        socket.gethostname(), [Slot(0, sorted(os.sched_getaffinity(0)), memory_bytes)], memory_bytes, {}
+        os.uname().nodename, [Slot(0, sorted(os.sched_getaffinity(0)), memory_bytes)], memory_bytes, {}
     )

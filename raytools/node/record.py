@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from pathlib import Path
-from typing import Any
+import time
+
+from raytools.node.plain import Plain, as_dict, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 SCHEMA = "raytools.run/1"
 
@@ -29,11 +31,11 @@ OK, FAILED, TIMEOUT, OOM, KILLED, LOST, REFUSED = (
 
 def utc_now() -> str:
     """The time as it stands in records: UTC, ISO-8601, milliseconds."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    now_s = time.time()
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now_s))}.{int(now_s % 1 * 1000):03d}Z"
 
 
-@dataclass
-class Limits:
+class Limits(Plain):
     """What the run was promised, and may not exceed."""
 
     cpus: int | None = None
@@ -41,23 +43,21 @@ class Limits:
     memory_bytes: int | None = None
     time_s: float | None = None
     grace_s: float = 0.0
-    gpus: list[int] = field(default_factory=list)
+    gpus: list[int] = field(factory=list)
     pids: int | None = None
 
 
-@dataclass
-class Enforced:
+class Enforced(Plain):
     """By what each limit was held; None means by nothing, and `missing` says why."""
 
     cpu: str | None = None  # cgroup-v1 | cgroup-v2 | affinity
     memory: str | None = None  # cgroup-v1 | cgroup-v2 | polled
     time: str | None = None  # cgroup.kill | freezer | signals
     confinement: str | None = None  # mount-namespace
-    missing: list[str] = field(default_factory=list)
+    missing: list[str] = field(factory=list)
 
 
-@dataclass
-class Used:
+class Used(Plain):
     """What the run took. `memory_peak_bytes` is the group's charge, page cache and tmpfs included."""
 
     wall_s: float | None = None
@@ -70,9 +70,8 @@ class Used:
     processes_left: int = 0
 
 
-@dataclass
-class Host:
-    """Where it ran."""
+class Host(Plain):
+    """Where it ran. `slot` is None for a run that took all slots."""
 
     name: str | None = None
     slot: int | None = None
@@ -81,20 +80,19 @@ class Host:
     environment: str | None = None
 
 
-@dataclass
-class Fairness:
+class Fairness(Plain):
     """Whether this run can be compared with others, and what speaks against it."""
 
     verdict: str = "comparable"  # comparable | tainted
-    reasons: list[str] = field(default_factory=list)
+    reasons: list[str] = field(factory=list)
     steal_s: float | None = None
     swap_in_bytes: int | None = None
     cpu_pressure_s: float | None = None
-    outside_cpu_s: float | None = None
+    outside_cpu_s: float | None = None  # others on this run's own CPUs
+    neighbour_cpu_s: float | None = None  # everything on the node's other CPUs
 
 
-@dataclass
-class Record:
+class Record(Plain):
     """One execution of one command; `to_json()` is the fixed schema."""
 
     run_id: str
@@ -106,15 +104,15 @@ class Record:
     started_at: str | None = None
     finished_at: str | None = None
     message: str | None = None  # why it was refused, lost or killed, in words
-    limits: Limits = field(default_factory=Limits)
-    enforced: Enforced = field(default_factory=Enforced)
-    used: Used = field(default_factory=Used)
-    host: Host = field(default_factory=Host)
-    fairness: Fairness = field(default_factory=Fairness)
+    limits: Limits = field(factory=Limits)
+    enforced: Enforced = field(factory=Enforced)
+    used: Used = field(factory=Used)
+    host: Host = field(factory=Host)
+    fairness: Fairness = field(factory=Fairness)
 
     def to_json(self) -> dict[str, Any]:
         """The record as plain JSON types, schema first."""
-        return {"schema": SCHEMA, **asdict(self)}
+        return {"schema": SCHEMA, **as_dict(self)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Record:
@@ -134,14 +132,15 @@ class Record:
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:
     """Replaces `path` in one step, so that a reader sees the old or the new content, never half of one."""
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    target = os.fspath(path)
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(handle, "w") as file:
-            json.dump(data, file, indent=1)
-            file.write("\n")
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
+            file.write(json.dumps(data, indent=1) + "\n")
+            os.fchmod(handle, 0o644)
+        os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        os.unlink(temporary)
         raise

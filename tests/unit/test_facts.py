@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from raytools.node import facts, facts_cgroup, facts_cpu
-from raytools.node.facts_cgroup import OwnCgroups, locate
+from raytools.node.cgroup_tree import OwnCgroups, locate
 
 # a hybrid machine: v1 controllers, a v2 tree beside them
 HYBRID_MOUNTS = """\
