@@ -5,19 +5,30 @@ Importing this package imports neither Ray nor Ansible nor fabric: nodes and sta
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # `typing` takes 5 ms
+if TYPE_CHECKING:
+    from typing import Any
+
+    from raytools.node.local_run import Run, RunFailed, run
+    from raytools.node.pinned import pinned
+    from raytools.node.ray_task import remote
 
 __version__ = "0.1.0"
 
-if TYPE_CHECKING:
-    from raytools.node.ray_task import Run, RunFailed, remote
+__all__ = ["Run", "RunFailed", "__version__", "pinned", "remote", "run"]
 
-__all__ = ["Run", "RunFailed", "__version__", "remote"]
+_MODULES = {
+    "Run": "local_run",
+    "RunFailed": "local_run",
+    "pinned": "pinned",
+    "remote": "ray_task",
+    "run": "local_run",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Run", "RunFailed", "remote"):
-        from raytools.node import ray_task
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
 
-        return getattr(ray_task, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"raytools.node.{_MODULES[name]}"), name)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import typer
 
 from raytools.cli.options import ConfigOption, InventoryOption, JsonOption, new_app
 from raytools.node import locks
+from raytools.node.plain import as_dict
 from raytools.node.plan_file import find_node_file, load_node
 from raytools.units import format_size
 
@@ -29,8 +29,10 @@ def slots(
     node = load_node(find_node_file(str(config) if config else None))
     holders = locks.holders()
     if as_json:
-        held = [asdict(holder) for holder in holders]
-        typer.echo(json.dumps({"node": node.name, "slots": [asdict(s) for s in node.slots], "holders": held}))
+        held = [as_dict(holder) for holder in holders]
+        typer.echo(
+            json.dumps({"node": node.name, "slots": [as_dict(s) for s in node.slots], "holders": held})
+        )
         return
 
     from rich.console import Console

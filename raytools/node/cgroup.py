@@ -1,31 +1,50 @@
 """cgroups: what a driver has to offer, which one this machine allows, and why if it allows none.
 
-The kernel's two interfaces differ in files, not in what we need: create a group with limits, put a process
-in, read what it used, kill everything in it, remove it. `cgroup_v1` and `cgroup_v2` hold just that.
+The kernel's two interfaces differ in files, not in what we need: create a group with limits, put processes
+in, freeze, kill, read what it used, remove. `cgroup_v1` and `cgroup_v2` hold just that.
 Documents: the kernel's admin-guide/cgroup-v1/ and admin-guide/cgroup-v2.rst.
+
+A group has two levels. The outer one carries the limits and no process; processes are in `inside` below it.
+A process that makes a cgroup namespace of its own and mounts the hierarchy afresh (any user may, in a user
+namespace) becomes master of the group it is in, and of nothing above: the limits stay out of its reach.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
+import errno
 import os
+import pwd
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from signal import SIGKILL
-from typing import Protocol
 
 from raytools.errors import RefusedError
+from raytools.node.cgroup_tree import (
+    UNIFIED,
+    OwnCgroups,
+    group_folders,
+    group_processes,
+    locate_self,
+    read_text,
+)
+from raytools.node.plain import Plain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+else:
+    Protocol = object
 
 # v1 keeps one tree per controller; these are the ones a run is put into, in this order
 CONTROLLERS = ("memory", "cpuset", "pids", "freezer", "cpuacct")
+INSIDE = "inside"  # the lower level of a group, where its processes are
+_NOBODY = 65534
+_WAIT_FOR_DEATH_S = 10.0
 
 
-@dataclass(frozen=True)
-class GroupLimits:
+class GroupLimits(Plain):
     """What a group may take. `cpus` are kernel CPU numbers."""
 
     cpus: tuple[int, ...]
@@ -33,8 +52,7 @@ class GroupLimits:
     pids: int
 
 
-@dataclass(frozen=True)
-class GroupUsage:
+class GroupUsage(Plain):
     """What a group took so far; None where this kernel does not tell."""
 
     cpu_s: float | None
@@ -53,17 +71,36 @@ class Group(Protocol):
     kill_method: str  # cgroup.kill | freezer | signals
     missing: list[str]  # limits that this kernel could not set, each with its reason
 
-    def add(self, pid: int) -> None:
-        """Moves one process in."""
+    def entrances(self) -> list[str]:
+        """The files into which a process writes 0 to move itself in, or its pid is written to move it."""
 
-    def processes(self) -> list[int]:
-        """Every process inside, also in groups below."""
+    def visible(self) -> dict[str, str]:
+        """Mount point -> directory: what of each hierarchy its members may see."""
+
+    def processes(self, besides: int | None = None) -> list[int]:
+        """Every process inside, also in groups below.
+
+        Args:
+            besides: a process that is not a member, where members cannot be told from the start.
+        """
+
+    def freeze(self, frozen: bool) -> None:
+        """Stops everything inside, or lets it go on; frozen processes cannot fork past a signal."""
 
     def kill(self) -> None:
         """Sends SIGKILL to everything inside once; `empty_group` repeats until nothing is left."""
 
     def oom_descriptor(self) -> int | None:
         """A descriptor that polls readable when the memory limit killed something; None if there is none."""
+
+    def cpu_s(self) -> float | None:
+        """CPU seconds so far."""
+
+    def anon_bytes(self) -> int | None:
+        """Memory without page cache that it holds now; cheap, for sampling."""
+
+    def oom_kills(self) -> int | None:
+        """How many processes the memory limit killed."""
 
     def usage(self) -> GroupUsage:
         """What it used so far."""
@@ -77,7 +114,7 @@ class Driver(Protocol):
 
     kind: str
 
-    def paths(self, name: str) -> list[Path]:
+    def paths(self, name: str) -> list[str]:
         """The directories that `create(name)` will make: noted down before they exist, for the sweep."""
 
     def create(self, name: str, limits: GroupLimits) -> Group:
@@ -87,95 +124,58 @@ class Driver(Protocol):
             RefusedError: with the cause and the command that allows it.
         """
 
-    def adopt(self, name: str) -> Group:
-        """The group of that name as an earlier process left it, for sweeping."""
 
-
-def select_driver() -> Driver:
+def select_driver(groups: OwnCgroups | None = None) -> Driver:
     """The driver for the place this process runs at.
+
+    Args:
+        groups: where that is, if the caller knows already.
 
     Raises:
         RefusedError: no cgroup can be made here; the message says why and what to do.
     """
-    from raytools.node import cgroup_v1, cgroup_v2
+    groups = groups or locate_self()
+    versions = {name: groups.version(name) for name in ("memory", "cpuset")}
+    if set(versions.values()) == {1}:
+        from raytools.node import cgroup_v1
 
-    mounts = mounted_controllers()
-    if "memory" in mounts and "cpuset" in mounts:
-        return cgroup_v1.open_driver(mounts)
-    if unified_mount() is not None:
-        return cgroup_v2.open_driver()
+        return cgroup_v1.open_driver(groups)
+    if UNIFIED in groups.own and 1 not in versions.values():
+        from raytools.node import cgroup_v2
+
+        return cgroup_v2.open_driver(groups)
     raise RefusedError(
-        "no cgroup hierarchy with the controllers memory and cpuset is mounted",
-        expected="cgroup v2 at /sys/fs/cgroup, or v1 with memory and cpuset",
-        fix="Run on the host or in a container that has cgroups, or accept less: --enforce best-effort",
+        no_hierarchy(groups),
+        expected="the controllers memory and cpuset together, in cgroup v2 or in cgroup v1",
+        fix="Run on the host, or in a container that has its cgroups mounted, or boot with "
+        "systemd.unified_cgroup_hierarchy=1",
     )
 
 
-@dataclass(frozen=True)
-class Mount:
-    """A mounted hierarchy: where it is, and which part of it (`root`) is visible there."""
-
-    mount_point: Path
-    root: str
-
-
-def _cgroup_mounts() -> Iterable[tuple[Mount, str, set[str]]]:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, tail = line.partition(" - ")
-        kind, _source, options = [*tail.split(" ", 2), "", ""][:3]
-        if kind in ("cgroup", "cgroup2"):
-            parts = fields.split(" ")
-            yield Mount(Path(parts[4]), parts[3]), kind, set(options.split(","))
-
-
-def mounted_controllers() -> dict[str, Mount]:
-    """The v1 controllers mounted here, by name."""
-    found: dict[str, Mount] = {}
-    for mount, kind, options in _cgroup_mounts():
-        if kind == "cgroup":
-            for controller in (*CONTROLLERS, "cpu"):
-                if controller in options:
-                    found.setdefault(controller, mount)
-    return found
-
-
-def unified_mount() -> Mount | None:
-    """The v2 hierarchy, if one is mounted."""
-    return next((mount for mount, kind, _options in _cgroup_mounts() if kind == "cgroup2"), None)
-
-
-def own_path(mount: Mount, controller: str) -> Path:
-    """The directory of this process's own group in one hierarchy.
-
-    In a container /proc/self/cgroup may name a path above what is mounted: the visible path is the mount
-    point plus the path relative to the mount's root (the fourth field of mountinfo).
-    """
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _number, names, path = line.split(":", 2)
-        if controller in names.split(",") or (controller == "" and names == ""):
-            relative = path
-            if mount.root != "/" and (path == mount.root or path.startswith(mount.root + "/")):
-                relative = path[len(mount.root) :]
-            candidate = Path(str(mount.mount_point) + relative)
-            return candidate if candidate.is_dir() else mount.mount_point
-    return mount.mount_point
+def no_hierarchy(groups: OwnCgroups) -> str:
+    """Why neither version will do, in words."""
+    if not groups.own:
+        return "no cgroup hierarchy is mounted here"
+    where = {name: groups.version(name) for name in ("memory", "cpuset")}
+    lacking = [name for name, version in where.items() if version is None]
+    if lacking:
+        return f"no mounted cgroup hierarchy has the controller {' or '.join(lacking)}"
+    return f"the controllers are in different cgroup versions ({where})"
 
 
 def grant_command() -> str:
     """The exact command that lets this user make groups."""
-    program = Path(sys.argv[0])
-    name = str(program.resolve()) if program.name == "raytools" and program.exists() else "raytools"
-    return f"sudo {name} grant --user {getpass.getuser()}"
+    program = sys.argv[0]
+    known = os.path.basename(program) == "raytools" and os.path.exists(program)
+    return f"sudo {os.path.realpath(program) if known else 'raytools'} grant --user {user_name()}"
 
 
-def group_processes(directory: Path) -> list[int]:
-    """The processes of a group and of all groups below it."""
-    found: list[int] = []
-    for folder, _names, _files in os.walk(directory):
-        # a group may vanish while we walk: it was empty then
-        with contextlib.suppress(FileNotFoundError, OSError):
-            found += [int(line) for line in (Path(folder) / "cgroup.procs").read_text().split()]
-    return found
+def user_name() -> str:
+    """The name of the user of this process, or its number where it has none."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def signal_all(pids: Iterable[int], number: int) -> None:
@@ -185,98 +185,157 @@ def signal_all(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
-class Killable(Protocol):
-    """What `empty_group` needs of a group."""
+def freeze_directory(directory: str, frozen: bool) -> bool:
+    """Freezes or thaws a group; False where this hierarchy cannot.
 
-    def processes(self) -> list[int]:
-        """Every process inside."""
+    Thaws every group below as well: a process that became master of its own group may have frozen itself
+    there, and on v1 a frozen process does not die.
+    """
+    for file, on, off in (("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0")):
+        if os.path.exists(f"{directory}/{file}"):
+            for folder in [directory] if frozen else group_folders(directory):
+                with contextlib.suppress(FileNotFoundError):
+                    write_file(f"{folder}/{file}", on if frozen else off)
+            return True
+    return False
 
-    def kill(self) -> None:
-        """Sends SIGKILL to everything inside once."""
 
-
-def kill_directory(directory: Path) -> None:
+def kill_directory(directory: str) -> None:
     """Kills everything in one directory of whatever hierarchy, with what the kernel offers there.
 
     Frozen tasks cannot fork past the signals; on v1 SIGKILL takes effect at the thaw.
     """
-    if (directory / "cgroup.kill").exists():  # v2 since Linux 5.14
-        write_limit(directory / "cgroup.kill", "1")
+    if os.path.exists(f"{directory}/cgroup.kill"):  # v2 since Linux 5.14
+        write_file(f"{directory}/cgroup.kill", "1")
         return
-    switches = (("freezer.state", "FROZEN", "THAWED"), ("cgroup.freeze", "1", "0"))
-    switch = next((s for s in switches if (directory / s[0]).exists()), None)
-    if switch is None:
-        signal_all(group_processes(directory), SIGKILL)
-        return
-    file, frozen, thawed = switch
-    write_limit(directory / file, frozen)
+    frozen = freeze_directory(directory, True)
     try:
         signal_all(group_processes(directory), SIGKILL)
     finally:
-        write_limit(directory / file, thawed)
+        if frozen:
+            freeze_directory(directory, False)
 
 
-def empty_group(group: Killable, timeout_s: float = 10.0) -> tuple[int, int]:
+def empty_group(
+    processes: Callable[[], list[int]], kill: Callable[[], None], timeout_s: float = _WAIT_FOR_DEATH_S
+) -> tuple[int, int]:
     """Kills until the group is empty. Returns how many processes it found first, and how many are left."""
-    found = len(group.processes())
+    left = processes()
+    found = len(left)
     deadline = time.monotonic() + timeout_s
-    pause_s = 0.001
-    while left := group.processes():
-        if time.monotonic() > deadline:
-            return found, len(left)
-        group.kill()
+    pause_s = 0.0005
+    while left and time.monotonic() < deadline:
+        kill()
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.05)
-    return found, 0
+        left = processes()
+    return found, len(left)
 
 
-def remove_directory(directory: Path, timeout_s: float = 2.0) -> None:
+def make_directory(directory: str, fix: str | None = None) -> None:
+    """Makes a group.
+
+    Raises:
+        RefusedError: the kernel refuses, with its reason and what to do.
+        FileNotFoundError: the group above went just now, with its last run.
+    """
+    try:
+        os.mkdir(directory)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reasons = {
+            "EAGAIN": "a limit on the number of groups (cgroup.max.descendants) is reached",
+            "ENOSPC": "the kernel has no room for another group of this controller",
+            "EROFS": "it is mounted read-only here, as inside another limited run",
+        }
+        reason = reasons.get(errno.errorcode.get(error.errno or 0, ""), os.strerror(error.errno or 0))
+        raise RefusedError(
+            f"cannot make the cgroup {directory}: {reason}",
+            expected="the right to make groups there",
+            fix=fix or f"Allow it once with: {grant_command()}",
+        ) from error
+
+
+def make_inside(directory: str) -> None:
+    """Makes the level for the processes.
+
+    Root's belongs to nobody: root in a user namespace of its own making could else make groups below it and
+    hide there. Plain users cannot give it away; they are kept from making user namespaces (confine.py).
+    """
+    inside = f"{directory}/{INSIDE}"
+    make_directory(inside)
+    if os.getuid() == 0:
+        os.chown(inside, _NOBODY, _NOBODY)
+
+
+def remove_directory(directory: str, timeout_s: float = 2.0) -> None:
     """Removes a group and the groups below it, waiting for the kernel to let the last task go.
 
     Raises:
         OSError: it still holds something after the time limit.
     """
     deadline = time.monotonic() + timeout_s
-    while directory.is_dir():
+    while True:
         try:
-            for folder, names, _files in os.walk(directory, topdown=False):
-                for name in names:
-                    (Path(folder) / name).rmdir()
-            directory.rmdir()
+            for folder in reversed(group_folders(directory)):
+                os.rmdir(folder)
         except FileNotFoundError:
-            continue
+            if not os.path.isdir(directory):
+                return
         except OSError:
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.005)
+            time.sleep(0.002)
+        else:
+            return
 
 
-def write_limit(path: Path, value: str) -> None:
-    """Writes one cgroup file.
+def write_file(path: str, value: str) -> None:
+    """Writes one cgroup file; never creates one.
+
+    Raises:
+        OSError: as the kernel says.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
+
+
+def write_limit(path: str, value: str) -> None:
+    """Writes one limit.
 
     Raises:
         RefusedError: the kernel does not take it; names the file, the value and the kernel's reason.
     """
     try:
-        path.write_text(value)
+        write_file(path, value)
     except OSError as error:
         raise RefusedError(
             f"cannot write {value!r} to {path}: {error.strerror}",
-            expected="the kernel to accept it",
+            expected=_expected_of(os.path.basename(path)),
             fix="See which limits work here: raytools run --check",
         ) from error
 
 
-def read_number(path: Path) -> int | None:
+def _expected_of(file: str) -> str:
+    """What would have made the kernel take the value, by the file's meaning."""
+    return {
+        "cpuset.cpus": "CPUs that are online and allowed to the group above",
+        "cgroup.procs": "a process of this user, and write access to the common ancestor of both groups",
+        "tasks": "a process of this user",
+    }.get(file, "the kernel to accept it")
+
+
+def read_number(path: str) -> int | None:
     """The number in a cgroup file, None if this kernel has no such file."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text())
-    return None
+    text = (read_text(path) or "").strip()
+    return int(text) if text.isdigit() else None
 
 
-def read_pairs(path: Path) -> dict[str, int]:
+def read_pairs(path: str) -> dict[str, int]:
     """The `name value` lines of a cgroup file, empty if this kernel has no such file."""
-    with contextlib.suppress(OSError):
-        lines = (line.split() for line in path.read_text().splitlines())
-        return {parts[0]: int(parts[1]) for parts in lines if len(parts) == 2}
-    return {}
+    lines = (line.split() for line in (read_text(path) or "").splitlines())
+    return {parts[0]: int(parts[1]) for parts in lines if len(parts) == 2 and parts[1].isdigit()}

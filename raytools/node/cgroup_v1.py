@@ -11,12 +11,11 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from signal import SIGKILL
 
 from raytools.errors import RefusedError
 from raytools.node import cgroup
-from raytools.node.cgroup import GroupLimits, GroupUsage, Mount
+from raytools.node.cgroup import INSIDE, GroupLimits, GroupUsage
+from raytools.node.cgroup_tree import OwnCgroups, group_processes, read_text
 
 _EFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # EFD_CLOEXEC and EFD_NONBLOCK have these values
 _FOLDER = "raytools"  # our directory below the own group: groups of runs are its children
@@ -27,28 +26,41 @@ def granted_folder(uid: int) -> str:
     return f"raytools-user-{uid}"
 
 
-def open_driver(mounts: Mapping[str, Mount]) -> DriverV1:
+def open_driver(groups: OwnCgroups) -> DriverV1:
     """A driver at the first place where this process may make groups: below its own, else where granted.
 
     Raises:
         RefusedError: neither is allowed.
     """
-    used = {name: mounts[name] for name in cgroup.CONTROLLERS if name in mounts}
-    own = {name: cgroup.own_path(mount, name) / _FOLDER for name, mount in used.items()}
-    granted = {name: mount.mount_point / granted_folder(os.getuid()) for name, mount in used.items()}
+    used = [name for name in cgroup.CONTROLLERS if groups.version(name) == 1]
+    own = {name: f"{groups.own[name]}/{_FOLDER}" for name in used}
+    granted = {name: f"{groups.tops[name]}/{granted_folder(os.getuid())}" for name in used}
     for parents in (own, granted):
         if all(_may_make(path) for path in parents.values()):
-            return DriverV1(parents)
+            return DriverV1(parents, groups.tops)
     denied = next(name for name, path in own.items() if not _may_make(path))
+    read_only = os.statvfs(groups.own[denied]).f_flag & os.ST_RDONLY
+    if read_only:
+        raise RefusedError(
+            f"cgroup v1 controller {denied}: {groups.own[denied]} is mounted read-only here",
+            expected="a place outside of another limited run or unprivileged container",
+            fix="Start the run from outside of it",
+        )
+    if os.path.isdir(granted[denied]):
+        raise RefusedError(
+            f"cgroup v1 controller {denied}: {granted[denied]} is not writable for {cgroup.user_name()}",
+            expected="all of the controllers to be granted",
+            fix=f"Grant it again: {cgroup.grant_command()}",
+        )
     raise RefusedError(
-        f"cgroup v1 controller {denied}: no permission to make a group below {own[denied].parent}",
+        f"cgroup v1 controller {denied}: no permission to make a group below {groups.own[denied]}",
         expected="a group of the own user's (v1 delegates nothing by itself)",
         fix=f"Allow it once with: {cgroup.grant_command()}",
     )
 
 
-def _may_make(parent: Path) -> bool:
-    existing = parent if parent.is_dir() else parent.parent
+def _may_make(parent: str) -> bool:
+    existing = parent if os.path.isdir(parent) else os.path.dirname(parent)
     return os.access(existing, os.W_OK | os.X_OK)
 
 
@@ -57,51 +69,63 @@ class DriverV1:
 
     kind = "cgroup-v1"
 
-    def __init__(self, parents: Mapping[str, Path]) -> None:
+    def __init__(self, parents: Mapping[str, str], mount_points: Mapping[str, str]) -> None:
         self._parents = dict(parents)
+        self._mount_points = mount_points
 
-    def paths(self, name: str) -> list[Path]:
+    def paths(self, name: str) -> list[str]:
         # the freezer first: a sweep that freezes before it kills cannot be outrun
         ordered = sorted(self._parents, key=lambda controller: controller != "freezer")
-        return [self._parents[controller] / name for controller in ordered]
+        return [f"{self._parents[controller]}/{name}" for controller in ordered]
 
     def create(self, name: str, limits: GroupLimits) -> GroupV1:
         with contextlib.ExitStack() as undo:
-            directories = {}
+            directories: dict[str, str] = {}
             for controller, parent in self._parents.items():
-                _make_parent(controller, parent)
-                directory = parent / name
-                directory.mkdir()
-                undo.callback(cgroup.remove_directory, directory)
+                directory = f"{parent}/{name}"
+                if directory not in directories.values():  # controllers may share a mount, as cpu and cpuacct
+                    _make_below(controller, parent, directory)
+                    undo.callback(_remove, directory)
                 directories[controller] = directory
-            group = GroupV1(directories)
+            group = GroupV1(directories, self._mount_points)
             group.limit(limits)
             undo.pop_all()
             return group
 
-    def adopt(self, name: str) -> GroupV1:
-        return GroupV1({c: parent / name for c, parent in self._parents.items() if (parent / name).is_dir()})
+
+def _make_below(controller: str, parent: str, directory: str) -> None:
+    """Makes our folder if need be, and a group in it; another run may remove the folder between the two."""
+    for _ in range(100):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(parent)
+        with contextlib.suppress(FileNotFoundError):
+            if controller == "cpuset":
+                inherit_cpuset(parent)
+            cgroup.make_directory(directory)
+            return
+    raise RefusedError(f"{parent} is removed again and again", expected="nobody else to remove it")
 
 
-def _make_parent(controller: str, parent: Path) -> None:
-    with contextlib.suppress(FileExistsError):
-        parent.mkdir()
-    if controller == "cpuset":
-        inherit_cpuset(parent)
+def _remove(directory: str) -> None:
+    """Removes a group, and our folder above it with the last one."""
+    cgroup.remove_directory(directory)
+    parent = os.path.dirname(directory)
+    if os.path.basename(parent) == _FOLDER:
+        with contextlib.suppress(OSError):  # other runs are still below it
+            os.rmdir(parent)
 
 
-def inherit_cpuset(directory: Path) -> None:
+def inherit_cpuset(directory: str) -> None:
     """Gives a new cpuset what its parent has: it starts empty, and an empty one takes no processes."""
     for file in ("cpuset.cpus", "cpuset.mems"):
-        if not (directory / file).read_text().strip():
-            cgroup.write_limit(directory / file, _effective(directory.parent, file))
+        if (read_text(f"{directory}/{file}") or "").strip() == "":
+            cgroup.write_file(f"{directory}/{file}", _effective(os.path.dirname(directory), file))
 
 
-def _effective(directory: Path, file: str) -> str:
+def _effective(directory: str, file: str) -> str:
     for name in (file.replace("cpuset.", "cpuset.effective_"), file):
-        with contextlib.suppress(FileNotFoundError):
-            if text := (directory / name).read_text().strip():
-                return text
+        if text := (read_text(f"{directory}/{name}") or "").strip():
+            return text
     return "0"
 
 
@@ -110,40 +134,52 @@ class GroupV1:
 
     kind = "cgroup-v1"
 
-    def __init__(self, directories: Mapping[str, Path]) -> None:
+    def __init__(self, directories: Mapping[str, str], mount_points: Mapping[str, str]) -> None:
         self._directories = dict(directories)
+        self._mount_points = mount_points
         self.kill_method = "freezer" if "freezer" in directories else "signals"
         self.missing = [] if "pids" in directories else ["pids: this machine has no pids controller"]
         self._oom_event: int | None = None
 
     def limit(self, limits: GroupLimits) -> None:
-        """Sets all limits; a file that the kernel refuses is named in the error."""
+        """Sets all limits and makes the level for the processes; a refused file is named in the error."""
         cpuset, memory = self._directories["cpuset"], self._directories["memory"]
-        cgroup.write_limit(cpuset / "cpuset.mems", _effective(cpuset.parent, "cpuset.mems"))
-        cgroup.write_limit(cpuset / "cpuset.cpus", ",".join(map(str, limits.cpus)))
-        cgroup.write_limit(memory / "memory.limit_in_bytes", str(limits.memory_bytes))
-        if (memory / "memory.memsw.limit_in_bytes").exists():
+        _share_below(memory)
+        cgroup.write_limit(f"{memory}/memory.limit_in_bytes", str(limits.memory_bytes))
+        if os.path.exists(f"{memory}/memory.memsw.limit_in_bytes"):
             # memory + swap = memory: no swap at all
-            cgroup.write_limit(memory / "memory.memsw.limit_in_bytes", str(limits.memory_bytes))
+            cgroup.write_limit(f"{memory}/memory.memsw.limit_in_bytes", str(limits.memory_bytes))
         else:
-            cgroup.write_limit(memory / "memory.swappiness", "0")
+            cgroup.write_limit(f"{memory}/memory.swappiness", "0")
         if "pids" in self._directories:
-            cgroup.write_limit(self._directories["pids"] / "pids.max", str(limits.pids))
+            cgroup.write_limit(f"{self._directories['pids']}/pids.max", str(limits.pids))
+        for directory in self._distinct():
+            cgroup.make_inside(directory)
+        memory_nodes = _effective(os.path.dirname(cpuset), "cpuset.mems")
+        for level in (cpuset, f"{cpuset}/{INSIDE}"):
+            cgroup.write_limit(f"{level}/cpuset.mems", memory_nodes)
+            cgroup.write_limit(f"{level}/cpuset.cpus", ",".join(map(str, limits.cpus)))
 
-    def add(self, pid: int) -> None:
-        for directory in self._directories.values():
-            cgroup.write_limit(directory / "cgroup.procs", str(pid))
+    def _distinct(self) -> list[str]:
+        return list(dict.fromkeys(self._directories.values()))
 
-    def processes(self) -> list[int]:
-        # a process can only be in all of them or, half moved by a dying supervisor, in some
-        return sorted({pid for d in self._directories.values() for pid in cgroup.group_processes(d)})
+    def entrances(self) -> list[str]:
+        return [f"{directory}/{INSIDE}/cgroup.procs" for directory in self._distinct()]
+
+    def visible(self) -> dict[str, str]:
+        return {self._mount_points[name]: f"{d}/{INSIDE}" for name, d in self._directories.items()}
+
+    def processes(self, besides: int | None = None) -> list[int]:
+        del besides  # members are told by the kernel
+        # each process is in all of them; what a dying supervisor had moved half-way is the sweep's
+        return group_processes(self._directories.get("freezer") or self._directories["memory"])
+
+    def freeze(self, frozen: bool) -> None:
+        if "freezer" in self._directories:
+            cgroup.freeze_directory(self._directories["freezer"], frozen)
 
     def kill(self) -> None:
-        freezer = self._directories.get("freezer")
-        if freezer is not None:
-            cgroup.kill_directory(freezer)
-        # all of them without a freezer; with one, those that a dying supervisor had moved only half-way
-        cgroup.signal_all(self.processes(), SIGKILL)
+        cgroup.kill_directory(self._directories.get("freezer") or self._directories["memory"])
 
     def oom_descriptor(self) -> int | None:
         if self._oom_event is None:
@@ -151,23 +187,37 @@ class GroupV1:
             event = ctypes.CDLL(None, use_errno=True).eventfd(0, _EFD_FLAGS)
             if event < 0:
                 raise OSError(ctypes.get_errno(), "eventfd")
-            control = os.open(memory / "memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
+            control = os.open(f"{memory}/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                cgroup.write_limit(memory / "cgroup.event_control", f"{event} {control}")
+                cgroup.write_limit(f"{memory}/cgroup.event_control", f"{event} {control}")
             finally:
                 os.close(control)
             self._oom_event = event
         return self._oom_event
 
-    def usage(self) -> GroupUsage:
+    def cpu_s(self) -> float | None:
+        return _scaled(self._directories.get("cpuacct"), "cpuacct.usage", 1e-9)
+
+    def anon_bytes(self) -> int | None:
+        return cgroup.read_pairs(f"{self._directories['memory']}/memory.stat").get("total_rss")
+
+    def oom_kills(self) -> int | None:
+        # v1 counts a kill where its victim was, not in the groups above
         memory = self._directories["memory"]
-        statistics = cgroup.read_pairs(memory / "memory.stat")
+        counts = [
+            cgroup.read_pairs(f"{level}/memory.oom_control").get("oom_kill")
+            for level in (memory, f"{memory}/{INSIDE}")
+        ]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known else None
+
+    def usage(self) -> GroupUsage:
         return GroupUsage(
-            cpu_s=_scaled(self._directories.get("cpuacct"), "cpuacct.usage", 1e-9),
-            memory_peak_bytes=cgroup.read_number(memory / "memory.max_usage_in_bytes"),
-            anon_bytes=statistics.get("total_rss"),
-            oom_kills=cgroup.read_pairs(memory / "memory.oom_control").get("oom_kill"),
-            throttled_s=0.0,  # no CPU quota is set: cpuset alone never throttles
+            cpu_s=self.cpu_s(),
+            memory_peak_bytes=cgroup.read_number(f"{self._directories['memory']}/memory.max_usage_in_bytes"),
+            anon_bytes=self.anon_bytes(),
+            oom_kills=self.oom_kills(),
+            throttled_s=0.0,  # of its own: no quota is set here. Groups above: fairness.py
             swap_in_bytes=None,  # v1 counts it per machine only; the supervisor reads /proc/vmstat
             cpu_pressure_s=None,
         )
@@ -176,13 +226,17 @@ class GroupV1:
         if self._oom_event is not None:
             os.close(self._oom_event)
             self._oom_event = None
-        for directory in self._directories.values():
-            cgroup.remove_directory(directory)
-            with contextlib.suppress(OSError):  # other runs are still below it, or it is the granted one
-                if directory.parent.name == _FOLDER:
-                    directory.parent.rmdir()
+        for directory in self._distinct():
+            _remove(directory)
 
 
-def _scaled(directory: Path | None, file: str, factor: float) -> float | None:
-    value = cgroup.read_number(directory / file) if directory is not None else None
+def _share_below(memory: str) -> None:
+    """Limits count for the level below only with hierarchy, which kernels before 5.11 could leave off."""
+    switch = f"{memory}/memory.use_hierarchy"
+    if cgroup.read_number(switch) == 0:
+        cgroup.write_limit(switch, "1")
+
+
+def _scaled(directory: str | None, file: str, factor: float) -> float | None:
+    value = cgroup.read_number(f"{directory}/{file}") if directory is not None else None
     return None if value is None else value * factor

@@ -9,63 +9,69 @@ from __future__ import annotations
 
 import contextlib
 import os
-from pathlib import Path
 
 from raytools.errors import RefusedError
 from raytools.node import cgroup
-from raytools.node.cgroup import GroupLimits, GroupUsage
+from raytools.node.cgroup import INSIDE, GroupLimits, GroupUsage
+from raytools.node.cgroup_tree import UNIFIED, OwnCgroups, group_processes, read_text
+from raytools.node.fairness import pressure_s
 
 MAIN_LEAF = "main"  # where a delegated unit's own processes live
 _TOP_FOLDER = "raytools.slice"
 _NEEDED = ("cpuset", "cpu", "memory", "pids")
 
 
-def open_driver() -> DriverV2:
+def open_driver(groups: OwnCgroups) -> DriverV2:
     """A driver at the place where this process may make groups.
 
     Raises:
         RefusedError: there is none, or controllers are not delegated to it.
     """
-    mount = cgroup.unified_mount()
-    if mount is None:
-        raise RefusedError("no cgroup v2 hierarchy is mounted", expected="one at /sys/fs/cgroup")
-    own = cgroup.own_path(mount, "")
-    if own.name == MAIN_LEAF:
-        parent = own.parent
+    own, top = groups.own[UNIFIED], groups.tops[UNIFIED]
+    if os.statvfs(own).f_flag & os.ST_RDONLY:
+        raise RefusedError(
+            f"cgroup v2: {own} is mounted read-only here",
+            expected="a place outside of another limited run or unprivileged container",
+            fix="Start the run from outside of it",
+        )
+    if os.path.basename(own) == MAIN_LEAF and _may_make(os.path.dirname(own)):
+        parent = os.path.dirname(own)
     elif os.getuid() == 0:
-        parent = mount.mount_point / _TOP_FOLDER
-        _delegate(mount.mount_point)
-        parent.mkdir(exist_ok=True)
+        parent = f"{top}/{_TOP_FOLDER}"
+        _delegate(top)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(parent)
     else:
         raise RefusedError(
-            f"cgroup v2: {own} is not delegated to this user",
+            f"cgroup v2: {own} is not delegated to {cgroup.user_name()}",
             expected="a delegated unit whose processes sit in its leaf 'main'",
             fix=f"Allow it once with: {cgroup.grant_command()}",
         )
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise RefusedError(
-            f"cgroup v2: no permission to make a group below {parent}",
-            expected="a unit with Delegate=cpuset cpu memory pids",
-            fix=f"Allow it once with: {cgroup.grant_command()}",
-        )
     _delegate(parent)
-    return DriverV2(parent)
+    return DriverV2(parent, top)
 
 
-def _delegate(parent: Path) -> None:
+def _may_make(parent: str) -> bool:
+    return os.access(parent, os.W_OK | os.X_OK)
+
+
+def _delegate(parent: str) -> None:
     """Passes the controllers on to the groups below.
 
     Raises:
         RefusedError: a controller does not reach this group, or processes sit directly in it.
     """
-    available = (parent / "cgroup.controllers").read_text().split()
+    available = (read_text(f"{parent}/cgroup.controllers") or "").split()
     if lacking := [name for name in _NEEDED if name not in available]:
         raise RefusedError(
             f"cgroup v2: the controllers {' '.join(lacking)} do not reach {parent}",
-            expected=f"{' '.join(_NEEDED)} in {parent / 'cgroup.controllers'}",
+            expected=f"{' '.join(_NEEDED)} in {parent}/cgroup.controllers",
             fix=f"Allow it once with: {cgroup.grant_command()}",
         )
-    cgroup.write_limit(parent / "cgroup.subtree_control", " ".join(f"+{name}" for name in _NEEDED))
+    enabled = (read_text(f"{parent}/cgroup.subtree_control") or "").split()
+    if lacking := [name for name in _NEEDED if name not in enabled]:
+        wanted = " ".join(f"+{name}" for name in lacking)
+        cgroup.write_limit(f"{parent}/cgroup.subtree_control", wanted)
 
 
 class DriverV2:
@@ -73,25 +79,23 @@ class DriverV2:
 
     kind = "cgroup-v2"
 
-    def __init__(self, parent: Path) -> None:
+    def __init__(self, parent: str, mount_point: str) -> None:
         self._parent = parent
+        self._mount_point = mount_point
 
-    def paths(self, name: str) -> list[Path]:
-        return [self._parent / name]
+    def paths(self, name: str) -> list[str]:
+        return [f"{self._parent}/{name}"]
 
     def create(self, name: str, limits: GroupLimits) -> GroupV2:
-        directory = self._parent / name
-        directory.mkdir()
+        directory = f"{self._parent}/{name}"
+        cgroup.make_directory(directory)
         try:
-            group = GroupV2(directory)
+            group = GroupV2(directory, self._mount_point)
             group.limit(limits)
         except BaseException:
             cgroup.remove_directory(directory)
             raise
         return group
-
-    def adopt(self, name: str) -> GroupV2:
-        return GroupV2(self._parent / name)
 
 
 class GroupV2:
@@ -99,26 +103,35 @@ class GroupV2:
 
     kind = "cgroup-v2"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: str, mount_point: str) -> None:
         self._directory = directory
+        self._mount_point = mount_point
         self.missing: list[str] = []
         # cgroup.kill came with Linux 5.14
-        self.kill_method = "cgroup.kill" if (directory / "cgroup.kill").exists() else "freezer"
+        self.kill_method = "cgroup.kill" if os.path.exists(f"{directory}/cgroup.kill") else "freezer"
 
     def limit(self, limits: GroupLimits) -> None:
-        """Sets all limits; a file that the kernel refuses is named in the error."""
-        cgroup.write_limit(self._directory / "cpuset.cpus", ",".join(map(str, limits.cpus)))
-        cgroup.write_limit(self._directory / "memory.max", str(limits.memory_bytes))
-        if (self._directory / "memory.swap.max").exists():  # absent where the kernel has no swap accounting
-            cgroup.write_limit(self._directory / "memory.swap.max", "0")
-        cgroup.write_limit(self._directory / "memory.oom.group", "1")
-        cgroup.write_limit(self._directory / "pids.max", str(limits.pids))
+        """Sets all limits and makes the level for the processes; a refused file is named in the error."""
+        cgroup.write_limit(f"{self._directory}/cpuset.cpus", ",".join(map(str, limits.cpus)))
+        cgroup.write_limit(f"{self._directory}/memory.max", str(limits.memory_bytes))
+        if os.path.exists(f"{self._directory}/memory.swap.max"):  # absent without swap accounting
+            cgroup.write_limit(f"{self._directory}/memory.swap.max", "0")
+        cgroup.write_limit(f"{self._directory}/memory.oom.group", "1")
+        cgroup.write_limit(f"{self._directory}/pids.max", str(limits.pids))
+        cgroup.make_inside(self._directory)
 
-    def add(self, pid: int) -> None:
-        cgroup.write_limit(self._directory / "cgroup.procs", str(pid))
+    def entrances(self) -> list[str]:
+        return [f"{self._directory}/{INSIDE}/cgroup.procs"]
 
-    def processes(self) -> list[int]:
-        return cgroup.group_processes(self._directory)
+    def visible(self) -> dict[str, str]:
+        return {self._mount_point: f"{self._directory}/{INSIDE}"}
+
+    def processes(self, besides: int | None = None) -> list[int]:
+        del besides  # members are told by the kernel
+        return group_processes(self._directory)
+
+    def freeze(self, frozen: bool) -> None:
+        cgroup.freeze_directory(self._directory, frozen)
 
     def kill(self) -> None:
         cgroup.kill_directory(self._directory)
@@ -126,17 +139,25 @@ class GroupV2:
     def oom_descriptor(self) -> int | None:
         return None  # memory.oom.group kills the whole group: the main process' end tells
 
+    def cpu_s(self) -> float | None:
+        return _seconds(cgroup.read_pairs(f"{self._directory}/cpu.stat").get("usage_usec"))
+
+    def anon_bytes(self) -> int | None:
+        return cgroup.read_pairs(f"{self._directory}/memory.stat").get("anon")
+
+    def oom_kills(self) -> int | None:
+        return cgroup.read_pairs(f"{self._directory}/memory.events").get("oom_kill")
+
     def usage(self) -> GroupUsage:
-        cpu = cgroup.read_pairs(self._directory / "cpu.stat")
-        memory = cgroup.read_pairs(self._directory / "memory.stat")
+        cpu = cgroup.read_pairs(f"{self._directory}/cpu.stat")
         return GroupUsage(
             cpu_s=_seconds(cpu.get("usage_usec")),
-            memory_peak_bytes=cgroup.read_number(self._directory / "memory.peak"),  # since Linux 5.19
-            anon_bytes=memory.get("anon"),
-            oom_kills=cgroup.read_pairs(self._directory / "memory.events").get("oom_kill"),
+            memory_peak_bytes=cgroup.read_number(f"{self._directory}/memory.peak"),  # since Linux 5.19
+            anon_bytes=self.anon_bytes(),
+            oom_kills=self.oom_kills(),
             throttled_s=_seconds(cpu.get("throttled_usec", 0)),
             swap_in_bytes=None,
-            cpu_pressure_s=_pressure_s(self._directory / "cpu.pressure"),
+            cpu_pressure_s=pressure_s(f"{self._directory}/cpu.pressure"),
         )
 
     def remove(self) -> None:
@@ -145,9 +166,3 @@ class GroupV2:
 
 def _seconds(microseconds: int | None) -> float | None:
     return None if microseconds is None else microseconds * 1e-6
-
-
-def _pressure_s(path: Path) -> float | None:
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(path.read_text().splitlines()[0].rsplit("total=", 1)[1]) * 1e-6
-    return None

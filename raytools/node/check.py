@@ -6,12 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from raytools.errors import RefusedError
 from raytools.node import cgroup, launch
+from raytools.node.plain import Plain, as_dict
 from raytools.node.plan_file import Node, load_node
 from raytools.node.record import OK, OOM, REFUSED, TIMEOUT, Record
 from raytools.node.request import BEST_EFFORT, STRICT, RunRequest
@@ -31,20 +31,35 @@ print(*sorted(os.sched_getaffinity(0)))
 _ALLOCATE = f"data = bytearray({2 * _MEMORY_BYTES}); print('survived')"
 _ESCAPE = """
 import glob
+import os
 opened = []
-for path in glob.glob('/sys/fs/cgroup/**/cgroup.procs', recursive=True)[:50]:
-    try:
-        open(path, 'w').close()
-        opened.append(path)
-    except OSError:
-        pass
-print('escaped' if opened else 'confined')
+for pattern in ('/sys/fs/cgroup/**/cgroup.procs', '/proc/[0-9]*/root/sys/fs/cgroup/*/cgroup.procs'):
+    for path in glob.glob(pattern, recursive=True)[:50]:
+        try:
+            open(path, 'w').close()
+            opened.append(path)
+        except OSError:
+            pass
+others = [pid for pid in os.listdir('/proc') if pid.isdigit() and int(pid) not in (1, os.getpid())]
+print('opened ' + opened[0] if opened else 'saw ' + str(len(others)) + ' processes' if others else 'confined')
+"""
+_MULTIPLY = """
+import _thread, os, time
+_thread.stack_size(65536)
+count = 1
+try:
+    while count < 100000:
+        _thread.start_new_thread(time.sleep, (60,))
+        count += 1
+except RuntimeError:
+    pass
+print(count, flush=True)
+os._exit(0)
 """
 _SHARED_MEMORY = "open('/dev/shm/raytools-check', 'w').close()"
 
 
-@dataclass(frozen=True)
-class Proof:
+class Proof(Plain):
     """One limit: whether it held, and by what."""
 
     limit: str
@@ -56,7 +71,7 @@ class BusyError(RefusedError):
     """Other runs have the node: nothing can be proved now, and nothing is wrong either."""
 
 
-def main(node_file: Path | None, as_json: bool = False) -> int:
+def main(node_file: str | None, as_json: bool = False) -> int:
     """Prints the table and, if something is missing, the one command that changes it; 0 if all is green.
 
     Raises:
@@ -64,7 +79,7 @@ def main(node_file: Path | None, as_json: bool = False) -> int:
     """
     node = load_node(node_file)
     try:
-        proofs, fix = prove(node, str(node_file) if node_file else None)
+        proofs, fix = prove(node, node_file)
     except BusyError as error:
         if not as_json:
             raise
@@ -72,7 +87,7 @@ def main(node_file: Path | None, as_json: bool = False) -> int:
         return error.exit_code
     if as_json:
         green = all(proof.holds for proof in proofs)
-        answer = {"ok": green, "busy": None, "fix": fix, "limits": [asdict(proof) for proof in proofs]}
+        answer = {"ok": green, "busy": None, "fix": fix, "limits": [as_dict(proof) for proof in proofs]}
         print(json.dumps(answer))
     else:
         for line in table(proofs, fix):
@@ -101,25 +116,30 @@ def prove(node: Node, node_file: str | None) -> tuple[list[Proof], str | None]:
     proofs = [
         _cpu(node, node_file, enforce),
         _memory(node_file, enforce),
+        _processes(node_file, enforce),
         _time(node_file, enforce),
         _orphans(node_file, enforce),
         _confinement(node_file, enforce),
     ]
     if fix is not None:
         proofs = [
-            Proof(p.limit, False, f"{p.how}; {refusal}") if p.limit in ("cpu", "memory") else p
+            Proof(p.limit, False, f"{p.how}; {refusal}") if p.limit in ("cpu", "memory", "processes") else p
             for p in proofs
         ]
     return proofs, fix
 
 
 def _run(
-    node_file: str | None, enforce: str, script: str, time_s: float | None = 20.0, cpus: int | None = None
+    node_file: str | None,
+    enforce: str,
+    script: str,
+    time_s: float | None = 20.0,
+    cpus: int | None = None,
 ) -> tuple[Record, str]:
     """One small run; returns its record and what it printed."""
     read, write = os.pipe()
     request = RunRequest(
-        command=[sys.executable, "-I", "-c", f"import os; os.dup2({write}, 1)\n{script}"],
+        command=[sys.executable, "-I", "-c", script],
         cwd="/",
         environment=dict(os.environ),
         cpus=cpus,
@@ -129,8 +149,7 @@ def _run(
         enforce=enforce,
         node_file=node_file,
     )
-    os.set_inheritable(write, True)
-    run = launch.start(request)
+    run = launch.start(request, stdio=(0, write, 2))
     os.close(write)
     record = run.wait(_on_event)
     with os.fdopen(read) as output:
@@ -165,6 +184,16 @@ def _memory(node_file: str | None, enforce: str) -> Proof:
     return _proof("memory", record, holds, how, f"allocating twice the limit ended {record.outcome}")
 
 
+def _processes(node_file: str | None, enforce: str) -> Proof:
+    if enforce == BEST_EFFORT:  # thousands of processes that nothing would stop
+        return Proof("processes", False, "not limited")
+    record, printed = _run(node_file, enforce, _MULTIPLY)
+    most = record.limits.pids or 0
+    holds = record.outcome == OK and printed.isdigit() and int(printed) <= most
+    how = f"{record.enforced.cpu}: no more than {printed} threads and processes"
+    return _proof("processes", record, holds, how, f"{printed} of {most} allowed ones, {record.outcome}")
+
+
 def _time(node_file: str | None, enforce: str) -> Proof:
     record, _ = _run(node_file, enforce, "import time; time.sleep(60)", time_s=0.5)
     how = f"{record.enforced.time}: ended after {record.used.wall_s or 0:.2f} s of 0.5 s"
@@ -187,5 +216,5 @@ def _confinement(node_file: str | None, enforce: str) -> Proof:
     left.unlink(missing_ok=True)
     holds = record.enforced.confinement is not None and printed == "confined" and not stayed
     missing = next((m for m in record.enforced.missing if m.startswith("confinement")), f"it {printed}")
-    how = f"{record.enforced.confinement}: cgroup files read-only, private /dev/shm"
+    how = f"{record.enforced.confinement}: sees its own processes, group and /dev/shm only"
     return _proof("confinement", record, holds, how, missing)

@@ -1,4 +1,10 @@
-"""The run's own process between fork and exec: wait for the group, confine, become the command."""
+"""The two processes between the supervisor and the command.
+
+`init` is the first process of the run's PID namespace: it collects orphans, tells the supervisor how the
+command ended, and its own death, which the supervisor's death brings about, is the death of all. It is not
+in the run's group, so it is neither limited nor measured. Its child puts itself into the group, confines
+itself and becomes the command.
+"""
 
 from __future__ import annotations
 
@@ -7,107 +13,230 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
+from raytools.errors import RaytoolsError, RefusedError
 from raytools.node import confine
-from raytools.node.record import Limits
+from raytools.node.confine import FULL, LEVELS, NOTHING, Surroundings
+from raytools.node.plain import Plain
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as shells do
+_READY, _GO = b'{"ready": true}\n', b"g"
 
 
-@dataclass(frozen=True)
-class Started:
-    """How the start went: what could not be confined, and why the command could not be executed."""
+class Command(Plain):
+    """What is to be started, and in what."""
 
-    confinement_error: str | None
-    exec_error: str | None
+    arguments: Sequence[str]  # the program is looked up in the environment's PATH
+    cwd: str
+    environment: dict[str, str]
+    stdio: Sequence[int]  # descriptors that become its 0, 1 and 2
+    foreign: Sequence[int]  # descriptors that the supervisor inherited and `init` has to let go
+    cpus: Sequence[int]  # become its affinity
+    group_files: Sequence[str]  # it writes 0 into each of them to enter its group
+    surroundings: Surroundings
+    shares_terminal: bool
 
 
-@dataclass
-class Child:
-    """A forked process that waits for `release()` before it becomes the command."""
+class Process:
+    """The command's process, waiting for `release()`, and `init` above it.
 
-    pid: int
-    _gate: int
-    _status: int
+    `events` polls readable when `init` has something to say: `status` (of waitpid), or `stopped`.
+    """
 
-    def release(self) -> Started:
-        """Lets it go, once it is in its group, and waits until it is the command or failed to be."""
-        os.write(self._gate, b"g")
+    def __init__(self, init: int, gate: int, hold: int, report: int, events: int) -> None:
+        self.init = init
+        self.events = events
+        self._gate = gate
+        self._hold = hold
+        self._report = os.fdopen(report, "rb")
+        self._unread = b""
+
+    def answer(self) -> dict[str, Any]:
+        """What the process says of its start: `ready`, or what went wrong. {} when it is gone or executes."""
+        line = self._report.readline()
+        return dict(json.loads(line)) if line else {}
+
+    def release(self) -> str | None:
+        """Lets it become the command; returns why that failed, if it did."""
+        with contextlib.suppress(BrokenPipeError):  # killed meanwhile
+            os.write(self._gate, _GO)
         os.close(self._gate)
-        with os.fdopen(self._status, "rb") as status:
-            lines = [json.loads(line) for line in status]
-        told: dict[str, str] = {}
-        for line in lines:
-            told.update(line)
-        return Started(told.get("confinement_error"), told.get("exec_error"))
+        failure = self.answer().get("exec_error")
+        self._report.close()
+        return failure
+
+    def read_events(self) -> list[dict[str, Any]] | None:
+        """What `init` has said; None when it is gone."""
+        data = os.read(self.events, 4096)
+        *lines, self._unread = (self._unread + data).split(b"\n")
+        return [json.loads(line) for line in lines] if data else None
+
+    def discard(self) -> None:
+        """Ends a start that came to nothing."""
+        os.close(self._gate)
+        self._report.close()
+        self.end()
+
+    def end(self, collect: bool = True) -> None:
+        """Ends `init`, and with it all that is left in its PID namespace.
+
+        Args:
+            collect: whether to wait for that; in vain while something in there cannot be killed.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.init, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.init, 0 if collect else os.WNOHANG)
+        os.close(self._hold)
+        os.close(self.events)
 
 
-def fork_child(
-    command: Sequence[str],
-    cwd: str,
-    environment: dict[str, str],
-    limits: Limits,
-    stdio: Sequence[int],
-    confined: bool,
-) -> Child:
-    """Forks the process that will be the command.
+def start(command: Command, missing: list[str]) -> tuple[Process, str]:
+    """Starts both processes, confined as far as this machine allows.
 
     Args:
-        command: program and arguments; the program is looked up in the environment's PATH.
-        cwd: where it starts.
-        environment: all its variables.
-        limits: memory sizes its /dev/shm; `cpu_set` becomes its affinity.
-        stdio: descriptors that become its 0, 1 and 2.
-        confined: whether to try the mount namespace.
+        command: what to start.
+        missing: gets what could not be had, each with its reason.
+
+    Returns:
+        The process, ready to be released, and the level of confinement it has.
+
+    Raises:
+        RefusedError: it could not enter its group.
     """
-    gate_read, gate_write = os.pipe()
-    status_read, status_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+    for level in LEVELS:
         try:
-            os.close(gate_write)
-            os.close(status_read)
-            if os.read(gate_read, 1) == b"g":  # b"" means that the supervisor died
-                _become(command, cwd, environment, limits, stdio, confined, status_write)
+            process = _spawn(command, level)
+        except OSError as error:
+            missing.append(f"confinement ({level}): {error.strerror or error}")
+            continue
+        answer = process.answer()
+        if answer.get("ready"):
+            return process, level
+        process.discard()
+        if "refused" in answer:
+            raise RefusedError(answer["refused"], fix="See which limits work here: raytools run --check")
+        missing.append(f"confinement ({level}): {answer.get('confinement_error', 'the process vanished')}")
+    raise RaytoolsError("the command's process could not be started", fix="; ".join(missing))
+
+
+def _spawn(command: Command, level: str) -> Process:
+    gate_read, gate_write = os.pipe()
+    hold_read, hold_write = os.pipe()
+    report_read, report_write = os.pipe()
+    events_read, events_write = os.pipe()
+    ours, theirs = (gate_write, hold_write, report_read, events_read), (gate_read, hold_read, report_write)
+
+    def init() -> None:
+        for descriptor in ours:
+            os.close(descriptor)
+        confine.die_with_parent()
+        _be_init(command, level, theirs, events_write)
+
+    try:
+        pid = confine.fork_into_namespaces(level, init)
+    except BaseException:
+        for descriptor in ours:
+            os.close(descriptor)
+        raise
+    finally:
+        for descriptor in (*theirs, events_write):
+            os.close(descriptor)
+    return Process(pid, *ours)
+
+
+def _be_init(command: Command, level: str, pipes: tuple[int, int, int], events: int) -> None:
+    gate, hold, report = pipes
+    if level != FULL:
+        confine.become_subreaper()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(hold)
+            os.close(events)
+            _prepare_and_become(command, level, gate, report)
         finally:
             os._exit(_NOT_FOUND)
-    os.close(gate_read)
-    os.close(status_write)
-    return Child(pid, gate_write, status_read)
+    confine.set_name("raytools-init")
+    if command.shares_terminal:
+        os.setpgid(0, 0)  # out of the group that the command and the requester's shell may signal
+    _let_go((*command.foreign, *command.stdio, gate, report))
+    _collect(child, lambda **event: os.write(events, (json.dumps(event) + "\n").encode()))
+    os.read(hold, 1)  # nothing is left; the supervisor is still reading what the group used
+    os._exit(0)
 
 
-def _become(
-    command: Sequence[str],
-    cwd: str,
-    environment: dict[str, str],
-    limits: Limits,
-    stdio: Sequence[int],
-    confined: bool,
-    status: int,
-) -> None:
+def _let_go(descriptors: Sequence[int]) -> None:
+    for descriptor in set(descriptors):
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def _collect(child: int, tell: Callable[..., Any]) -> None:
+    """Collects every process that ends, until there is none; tells of the command's own."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WUNTRACED)
+            if pid == child:
+                tell(**({"stopped": True} if os.WIFSTOPPED(status) else {"status": status}))
+
+
+def _prepare_and_become(command: Command, level: str, gate: int, report: int) -> None:
     def tell(**values: str) -> None:
-        os.write(status, (json.dumps(values) + "\n").encode())
+        os.write(report, (json.dumps(values) + "\n").encode())
 
-    os.setsid()  # its own session and process group: signals of the terminal are forwarded to the group
-    confine.die_with_parent(signal.SIGKILL)
+    if not command.shares_terminal:
+        # signals to the requester's group, as those of timeout(1), are forwarded once and do not arrive twice
+        os.setsid()
+    confine.die_with_parent()
+    try:
+        _enter_group(command.group_files)
+    except OSError as error:
+        tell(refused=f"cannot enter the cgroup {error.filename}: {error.strerror}")
+        return
     _default_priority()
-    if limits.cpu_set:
-        os.sched_setaffinity(0, limits.cpu_set)
-    if confined and limits.memory_bytes is not None:
+    if command.cpus:
+        os.sched_setaffinity(0, command.cpus)
+    if level != NOTHING:
         try:
-            confine.confine(limits.memory_bytes)
+            confine.confine(level, command.surroundings)
         except OSError as error:
-            tell(confinement_error=str(error))
-    for number, descriptor in enumerate(stdio):
+            tell(confinement_error=error.strerror or str(error))
+            return
+    os.write(report, _READY)
+    if os.read(gate, 1) == _GO:  # b"" means that the supervisor died or gave up
+        _become(command, tell)
+
+
+def _enter_group(files: Sequence[str]) -> None:
+    for file in files:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, b"0")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, file) from error
+        finally:
+            os.close(descriptor)
+
+
+def _become(command: Command, tell: Callable[..., Any]) -> None:
+    # first out of the way of the numbers they shall become
+    moved = [
+        os.dup(each) if each < 3 and each != number else each for number, each in enumerate(command.stdio)
+    ]
+    for number, descriptor in enumerate(moved):
         os.dup2(descriptor, number)
     _default_signals()
     try:
-        os.chdir(cwd)
-        os.execvpe(command[0], list(command), environment)
+        os.chdir(command.cwd)
+        os.execvpe(command.arguments[0], list(command.arguments), command.environment)
     except OSError as error:
-        tell(exec_error=f"{os.fsdecode(error.filename or command[0])}: {error.strerror}")
+        tell(exec_error=f"{os.fsdecode(error.filename or command.arguments[0])}: {error.strerror}")
         os._exit(_NOT_FOUND if error.errno == errno.ENOENT else _NOT_EXECUTABLE)
 
 
@@ -118,9 +247,11 @@ def _default_priority() -> None:
 
 
 def _default_signals() -> None:
-    """Python ignores SIGPIPE, and a requester may ignore others; a command expects the defaults."""
-    for number in range(1, signal.NSIG):
-        # SIGKILL, SIGSTOP and the two that libc keeps cannot be set
-        with contextlib.suppress(OSError, ValueError):
+    """Python ignores SIGPIPE, and a requester may ignore others; a command expects the defaults.
+
+    What has a handler gets the default by the exec itself.
+    """
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

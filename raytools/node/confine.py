@@ -1,33 +1,57 @@
-"""What a run may not see or do: other groups' files, shared /dev/shm, CAP_SYS_ADMIN.
+"""What a run may not see or do: other processes, other groups, shared memory of others, CAP_SYS_ADMIN.
 
-Called in the run's own process between fork and exec. Code with the same uid could otherwise write itself
-into a sibling's cgroup.procs, and files in /dev/shm would outlive the run. Root gets a mount namespace;
-everybody else gets one through a user namespace.
-See mount_namespaces(7), user_namespaces(7), capabilities(7).
+Namespaces (namespaces(7)), made in one clone(2), for a plain user through a user namespace:
+
+- mount: of every cgroup hierarchy only the run's own group is shown, read-only; private /dev/shm. Code with
+  the same uid could otherwise write itself into another group's cgroup.procs, or be born there
+  (clone3(2) with CLONE_INTO_CGROUP asks only for a descriptor of the directory).
+- PID: nothing outside can be signalled, stopped or reached through /proc/PID/root; and the death of its first
+  process, which dies with the supervisor, is the death of all.
+- IPC: System V and POSIX shared memory and queues end with the run.
+- cgroup: the run sees its own group as the root.
+
+CAP_SYS_ADMIN would undo the mounts and CAP_SYS_PTRACE would let root look into processes outside: both are
+dropped. This holds programs, not a root that means harm: that one can still load a kernel module.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import re
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from signal import SIGCHLD, SIGKILL
 
-_CLONE_NEWNS = 0x00020000
-_CLONE_NEWUSER = 0x10000000
+from raytools.node.plain import Plain
 
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
+_CLONE_NEWNS, _CLONE_NEWCGROUP = 0x00020000, 0x02000000
+_CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID = 0x08000000, 0x10000000, 0x20000000
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 32, 4096, 16384, 1 << 18
 # statvfs(3) flag -> mount(2) flag: what a remount in a user namespace must repeat, or it is refused
 _KEPT_FLAGS = {2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
-_CAP_SYS_ADMIN = 21
+_CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+# what to try, in this order: in a container whose /proc is masked a plain user gets no new one
+FULL, WITHOUT_PID, NOTHING = "full", "without PID namespace", "nothing"
+LEVELS = (FULL, WITHOUT_PID, NOTHING)
+
+
+class Surroundings(Plain):
+    """What a run's mount namespace is made from."""
+
+    memory_bytes: int  # size of its /dev/shm; the pages are charged to the run anyway
+    shown: Mapping[str, str]  # cgroup mount point -> the run's own directory in it
+    read_only: tuple[str, ...]  # cgroup mount points in which the run has no group of its own
+    covered: tuple[str, ...]  # the same, but a process could be born in another group there (v2)
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -53,34 +77,103 @@ def become_subreaper() -> None:
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def die_with_parent(signal_number: int) -> None:
-    """Has the kernel signal this process when its parent dies (prctl(2))."""
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+def die_with_parent() -> None:
+    """Has the kernel kill this process when its parent dies (prctl(2))."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, int(SIGKILL), 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
-def confine(memory_bytes: int) -> None:
-    """Puts this process into its own mount namespace; irrevocable, so only for a process about to exec.
+def set_name(name: str) -> None:
+    """What `ps` and `top` call this process, 15 characters (prctl(2))."""
+    _check(_libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0), "prctl(PR_SET_NAME)")
 
-    Args:
-        memory_bytes: size of the private /dev/shm; its pages are charged to the run anyway.
+
+def fork_into_namespaces(level: str, body: Callable[[], None]) -> int:
+    """Like os.fork, but the child has namespaces of its own; it runs `body` and never returns.
+
+    unshare(2) would not do: its PID namespace is that of children only, and a process that tried in vain
+    could not go back.
+
+    Returns:
+        The child's pid.
+
+    Raises:
+        OSError: the kernel allows none; the message names the call.
+    """
+    if level == NOTHING:
+        pid = os.fork()
+    else:
+        flags = _CLONE_NEWNS | _CLONE_NEWIPC
+        flags |= _CLONE_NEWPID if level == FULL else 0
+        flags |= _CLONE_NEWUSER if os.getuid() != 0 else 0
+        pid = _clone(flags)
+    if pid == 0:
+        try:
+            if level != NOTHING and os.getuid() != 0:
+                _keep_own_ids()
+            body()
+        finally:
+            os._exit(70)  # EX_SOFTWARE: body ends by itself
+    return pid
+
+
+def _clone(flags: int) -> int:
+    """clone(2) as fork(2) does it, with what CPython wants to be told about a fork."""
+    number = _SYS_CLONE.get(os.uname().machine)
+    if number is None:
+        raise OSError(38, f"clone: its number is not known for {os.uname().machine}")
+    uid, gid = os.getuid(), os.getgid()
+    ctypes.pythonapi.PyOS_BeforeFork()
+    # PyDLL keeps the interpreter's lock, so that the child has it
+    syscall = ctypes.PyDLL(None, use_errno=True).syscall
+    syscall.restype = ctypes.c_long
+    pid = int(syscall(ctypes.c_long(number), ctypes.c_ulong(flags | SIGCHLD), None, None, None, None))
+    if pid == 0:
+        ctypes.pythonapi.PyOS_AfterFork_Child()
+        _outer_ids[:] = [uid, gid]
+        return 0
+    ctypes.pythonapi.PyOS_AfterFork_Parent()
+    _check(0 if pid > 0 else -1, "clone(new namespaces)")
+    return pid
+
+
+_outer_ids: list[int] = []  # of a child in a user namespace, where nothing is mapped at first
+
+
+def _keep_own_ids() -> None:
+    uid, gid = _outer_ids
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    # in one of its own making it would be root over its cgroups, mounted afresh (namespaces(7))
+    with open("/proc/sys/user/max_user_namespaces", "w") as file:
+        file.write("0")
+
+
+def confine(level: str, surroundings: Surroundings) -> None:
+    """Makes this process's mount namespace what the run may see; only for a process about to exec.
+
+    It is in the run's group already, which becomes the root of its cgroup namespace.
 
     Raises:
         OSError: the kernel forbids one of the steps; the message names it.
     """
-    uid, gid = os.getuid(), os.getgid()
-    if uid == 0:
-        _check(_libc.unshare(_CLONE_NEWNS), "unshare(mount namespace)")
-    else:
-        _check(_libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNS), "unshare(user and mount namespace)")
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
-    for mount_point in _cgroup_mount_points():
+    _check(_libc.unshare(_CLONE_NEWCGROUP), "unshare(cgroup namespace)")
+    for mount_point, directory in surroundings.shown.items():
+        _mount(directory, mount_point, None, _MS_BIND)
         _remount_read_only(mount_point)
-    if Path("/dev/shm").is_dir():
-        _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={memory_bytes},mode=1777")
-    _drop_cap_sys_admin()
+    for mount_point in surroundings.read_only:
+        _remount_read_only(mount_point)
+    for mount_point in surroundings.covered:
+        _mount("tmpfs", mount_point, "tmpfs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "size=4k,mode=555")
+    if os.path.isdir("/dev/shm"):
+        options = f"size={surroundings.memory_bytes},mode=1777"
+        _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+    if os.path.isdir("/dev/mqueue"):
+        _mount("mqueue", "/dev/mqueue", "mqueue", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    if level == FULL:
+        _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    _drop_capabilities(_CAP_SYS_PTRACE, _CAP_SYS_ADMIN)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
@@ -89,28 +182,20 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, option
     _check(_libc.mount(*encoded, ctypes.c_ulong(flags), data), f"mount({target})")
 
 
-def _cgroup_mount_points() -> list[str]:
-    found = []
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields, _, tail = line.partition(" - ")
-        if tail.startswith(("cgroup ", "cgroup2 ")):
-            # mountinfo writes a blank in a path as \040 (proc(5))
-            found.append(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), fields.split(" ")[4]))
-    return found
-
-
 def _remount_read_only(mount_point: str) -> None:
     present = os.statvfs(mount_point).f_flag
     kept = sum(mount_flag for flag, mount_flag in _KEPT_FLAGS.items() if present & flag)
     _mount(None, mount_point, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
 
 
-def _drop_cap_sys_admin() -> None:
-    """From the bounding set, so that no exec brings it back, and from what this process holds now."""
-    _check(_libc.prctl(_PR_CAPBSET_DROP, _CAP_SYS_ADMIN, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
+def _drop_capabilities(*capabilities: int) -> None:
+    """From the bounding set, so that no exec brings them back, and from what this process holds now."""
+    for capability in capabilities:
+        _check(_libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0), "prctl(PR_CAPBSET_DROP)")
     header = _CapabilityHeader(_LINUX_CAPABILITY_VERSION_3, 0)
     data = (_CapabilityData * 2)()
     _check(_libc.capget(ctypes.byref(header), data), "capget")
+    kept = ~sum(1 << capability for capability in capabilities)
     for name in ("effective", "permitted", "inheritable"):
-        setattr(data[0], name, getattr(data[0], name) & ~(1 << _CAP_SYS_ADMIN))
+        setattr(data[0], name, getattr(data[0], name) & kept)
     _check(_libc.capset(ctypes.byref(header), data), "capset")

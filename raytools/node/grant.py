@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raytools.errors import RaytoolsError
 from raytools.node import cgroup
+from raytools.node.cgroup_tree import locate_self
 from raytools.node.cgroup_v1 import granted_folder, inherit_cpuset
 
 _DROP_IN = Path("/etc/systemd/system/user@.service.d/50-raytools.conf")
@@ -28,9 +29,8 @@ def grant(user: str) -> list[str]:
         RaytoolsError: not root, no such user, or no cgroup hierarchy that can be given away.
     """
     account = _account(user)
-    mounts = cgroup.mounted_controllers()
-    if "memory" in mounts and "cpuset" in mounts:
-        return [_give(mounts[name], name, account) for name in cgroup.CONTROLLERS if name in mounts]
+    if tops := _v1_mount_points():
+        return [_give(top, name, account) for name, top in tops.items()]
     if Path("/run/systemd/system").is_dir():
         _DROP_IN.parent.mkdir(parents=True, exist_ok=True)
         _DROP_IN.write_text(_DROP_IN_TEXT)
@@ -51,9 +51,9 @@ def revoke(user: str) -> list[str]:
     """
     account = _account(user)
     done = []
-    for name, mount in cgroup.mounted_controllers().items():
-        folder = mount.mount_point / granted_folder(account.pw_uid)
-        if folder.is_dir():
+    for name, top in _v1_mount_points().items():
+        folder = f"{top}/{granted_folder(account.pw_uid)}"
+        if os.path.isdir(folder):
             try:
                 cgroup.remove_directory(folder)
             except OSError as error:
@@ -79,13 +79,21 @@ def _account(user: str) -> pwd.struct_passwd:
         raise RaytoolsError(f"found no user {user!r} on this machine", expected="an existing user") from None
 
 
-def _give(mount: cgroup.Mount, controller: str, account: pwd.struct_passwd) -> str:
-    folder = mount.mount_point / granted_folder(account.pw_uid)
+def _v1_mount_points() -> dict[str, str]:
+    """Controller -> mount point of cgroup v1; {} where runs use v2."""
+    groups = locate_self()
+    if not groups.version("memory") == groups.version("cpuset") == 1:
+        return {}
+    return {name: groups.tops[name] for name in cgroup.CONTROLLERS if groups.version(name) == 1}
+
+
+def _give(top: str, controller: str, account: pwd.struct_passwd) -> str:
+    folder = f"{top}/{granted_folder(account.pw_uid)}"
     with contextlib.suppress(FileExistsError):
-        folder.mkdir()
+        os.mkdir(folder)
     if controller == "cpuset":
         inherit_cpuset(folder)
     # limits of the folder itself stay root's: the user divides what is there, but cannot widen it
-    for path in (folder, *(folder / name for name in _OWNED_FILES)):
+    for path in (folder, *(f"{folder}/{name}" for name in _OWNED_FILES)):
         os.chown(path, account.pw_uid, account.pw_gid)
     return f"{controller}: {folder} belongs to {account.pw_name}"

@@ -1,23 +1,25 @@
-"""What `raytools run` and Ray tasks share: start a supervisor, pass signals on, get the record."""
+"""What all ways to a run share: start a supervisor, pass signals on, get the record."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-from raytools.node.link import Link
+from raytools.node import link
+from raytools.node.link import Link, readable
+from raytools.node.plain import as_dict
 from raytools.node.record import LOST, Record, utc_now
 from raytools.node.request import RunRequest
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 _SLICE_S = 0.05  # Ray delivers a cancellation only between two Python instructions, never into a wait
 
-Listener = Callable[[dict[str, Any]], None]
+Listener = Callable[["dict[str, Any]"], None]
 
 
 class SupervisedRun:
@@ -33,22 +35,43 @@ class SupervisedRun:
         """Waits for the end, in slices short enough for Ray to interrupt; anything raised ends the run.
 
         Args:
-            on_event: gets `started`, `notice` and `crashed` messages as they come.
+            on_event: gets `started`, `stopped`, `notice`, `busy` and `crashed` messages as they come.
         """
         try:
             while not self.link.closed:
-                for message in self.link.receive(_SLICE_S):
-                    if message["event"] == "finished":
-                        self.record = Record.from_json(message["record"])
-                    elif on_event is not None:
-                        on_event(message)
+                self.take(self.link.receive(_SLICE_S), on_event)
+        except BaseException as error:
+            self.link.send(end=f"its requester gave it up ({type(error).__name__})")
+            raise
         finally:
             self.link.close()
+        return self.result()
+
+    def take(self, messages: list[dict[str, Any]], on_event: Listener | None) -> None:
+        """Handles messages of the supervisor's."""
+        for message in messages:
+            if message["event"] == "finished":
+                self.record = Record.from_json(message["record"])
+            elif on_event is not None:
+                on_event(message)
+
+    def result(self) -> Record:
+        """The record, once the link is closed."""
         return self.record or self._lost()
 
-    def signal(self, number: int, group: bool = False) -> None:
-        """Passes a signal to the run's main process, or to its process group as a terminal does."""
-        self.link.send(signal=number, group=group)
+    def wait_for_more(self, descriptor: int) -> bool:
+        """Sleeps until the supervisor says something or `descriptor` is readable; True for the latter."""
+        return descriptor in readable([self.link.fileno(), descriptor], None)
+
+    def signal(self, number: int, group: bool = False, delivered: bool = False) -> None:
+        """Passes a signal to the run's main process, or to its process group as a terminal does.
+
+        Args:
+            number: the signal.
+            group: to everything in the main process's group.
+            delivered: the terminal has done that already; it only counts.
+        """
+        self.link.send(signal=number, group=group, delivered=delivered)
 
     def _lost(self) -> Record:
         return Record(
@@ -61,38 +84,79 @@ class SupervisedRun:
         )
 
 
-def start(request: RunRequest) -> SupervisedRun:
-    """Starts a supervisor by forking: quick, but only for single-threaded requesters (`raytools run`)."""
+def start(
+    request: RunRequest, stdio: tuple[int, int, int] = (0, 1, 2), passes_descriptors: bool = False
+) -> SupervisedRun:
+    """Starts a supervisor by forking: quick, but only for processes without other threads.
+
+    Args:
+        request: what to run.
+        stdio: descriptors that become the command's 0, 1 and 2.
+        passes_descriptors: whether the command gets this process's other inheritable descriptors too, as
+            a shell's `<(…)`.
+    """
     from raytools.node import supervisor
 
-    ours, theirs = socket.socketpair()
+    ours, theirs = link.pair()
+    run_id = new_run_id()
 
     def body() -> None:
         ours.close()
-        supervisor.serve(theirs)
+        foreign = _other_descriptors({*stdio, *theirs.descriptors()})
+        if not passes_descriptors:
+            for descriptor in foreign:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
+            foreign = []
+        supervisor.serve(request, run_id, theirs, stdio, foreign)
 
-    supervisor.detach(body)
+    supervisor.detach(body, own_session=request.terminal_group is None)
     theirs.close()
-    return _hand_over(request, ours)
+    return SupervisedRun(request, run_id, ours)
 
 
-def start_by_exec(request: RunRequest) -> SupervisedRun:
-    """Starts a supervisor as a new program: for requesters with threads (Ray workers), which cannot fork."""
-    ours, theirs = socket.socketpair()
-    package_parent = str(Path(__file__).resolve().parents[2])
+def start_by_exec(request: RunRequest, stdio: tuple[int, int, int] = (0, 1, 2)) -> SupervisedRun:
+    """Starts a supervisor as a new program: for processes with threads (Ray workers), which cannot fork."""
+    import subprocess
+
+    ours, theirs = link.pair()
+    package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     search_path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
-    with theirs:
-        subprocess.run(
-            [sys.executable, "-m", "raytools.node", "supervise", "--link", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": search_path},
-            check=True,
-        )
-    return _hand_over(request, ours)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "raytools.node",
+            "supervise",
+            "--link",
+            ",".join(map(str, theirs.descriptors())),
+        ],
+        pass_fds=theirs.descriptors(),
+        env={**os.environ, "PYTHONPATH": search_path},
+        stdin=stdio[0],
+        stdout=stdio[1],
+        stderr=stdio[2],
+        check=True,
+    )
+    theirs.close()
+    run_id = new_run_id()
+    ours.send(request=as_dict(request), run_id=run_id)
+    return SupervisedRun(request, run_id, ours)
 
 
-def _hand_over(request: RunRequest, end: socket.socket) -> SupervisedRun:
-    run_id = secrets.token_hex(6)
-    link = Link(end)
-    link.send(request=request.to_json(), run_id=run_id)
-    return SupervisedRun(request, run_id, link)
+def new_run_id() -> str:
+    """Twelve random hexadecimal digits."""
+    return os.urandom(6).hex()
+
+
+def _other_descriptors(known: set[int]) -> list[int]:
+    listed = set(map(int, os.listdir("/proc/self/fd"))) - known - {0, 1, 2}
+    return [number for number in listed if _is_open(number)]  # the one that listed them is not
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True

@@ -12,18 +12,18 @@ import contextlib
 import fcntl
 import json
 import os
-import pwd
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from raytools.errors import RaytoolsError, RefusedError
+from raytools.node.cgroup import user_name
+from raytools.node.plain import Plain, as_dict, field
 from raytools.units import format_size
 
+RUN, PINNED = "run", "pinned"
 
-@dataclass(frozen=True)
-class Holder:
-    """One run that holds a share of this node. `traces` is what a sweep has to remove if it dies."""
+
+class Holder(Plain):
+    """Who holds a share of this node. `traces` is what a sweep has to remove if it dies."""
 
     run_id: str
     pid: int
@@ -34,14 +34,16 @@ class Holder:
     started_at: str
     slot: int | None = None
     record_path: str | None = None
-    traces: dict[str, list[str]] = field(default_factory=dict)  # {"cgroups": […], "directories": […]}
+    traces: dict[str, list[str]] = field(factory=dict)  # {"cgroups": […], "directories": […]}
+    kind: str = RUN  # run | pinned: a block of `raytools.pinned`, which leaves nothing behind
 
     def describe(self) -> str:
         """One line for people: who holds what since when."""
         command = " ".join(self.command)
         shown = command if len(command) <= 60 else command[:57] + "..."
+        kind = "run" if self.kind == RUN else "pinned block"
         return (
-            f"run {self.run_id} of {self.user} (pid {self.pid}, CPUs {self.cpus}, "
+            f"{kind} {self.run_id} of {self.user} (pid {self.pid}, CPUs {self.cpus}, "
             f"{format_size(self.memory_bytes)}, since {self.started_at}): {shown}"
         )
 
@@ -57,54 +59,57 @@ class BusyError(RefusedError):
 class Claim:
     """CPUs and memory held by this process until `release()` or its death."""
 
-    def __init__(self, holder: Holder, path: Path, descriptors: list[int]) -> None:
+    def __init__(self, holder: Holder, path: str, descriptors: list[int]) -> None:
         self.holder = holder
         self._path = path
         self._descriptors = descriptors
 
     def release(self) -> None:
         """Gives everything back. The holder's file goes first, so that no reader takes it for a dead one."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
         for descriptor in self._descriptors:
             os.close(descriptor)
         self._descriptors = []
 
 
-def lock_directory() -> Path:
+def lock_directory() -> str:
     """The node-wide directory of locks, made on first use and open to every user like /tmp is.
 
     Raises:
         RaytoolsError: it exists but this user may not use it.
     """
-    path = Path(os.environ.get("RAYTOOLS_LOCK_DIR") or _default_directory())
-    for directory in (path, path / "held"):
-        with contextlib.suppress(FileExistsError):
-            directory.mkdir(parents=True)
-            directory.chmod(0o1777)
-        if not os.access(directory, os.W_OK | os.X_OK):
+    path = os.environ.get("RAYTOOLS_LOCK_DIR") or _default_directory()
+    for directory in (path, f"{path}/held"):
+        if not os.path.isdir(directory):
+            with contextlib.suppress(FileExistsError):
+                os.makedirs(directory)
+                os.chmod(directory, 0o1777)  # noqa: S103 - as /tmp: anybody's locks, nobody else's to remove
+        if os.path.islink(directory) or not os.access(directory, os.W_OK | os.X_OK):
             raise RaytoolsError(
-                f"{directory} is not writable for {user_name()}",
+                f"{directory} is not a directory that {user_name()} may write to",
                 expected="the node-wide lock directory to have mode 1777",
                 fix=f"sudo chmod 1777 {directory}",
             )
     return path
 
 
-def _default_directory() -> Path:
-    # /run/lock is the FHS's place for locks and empty after a boot; a stripped container may lack it
-    parent = next((d for d in ("/run/lock", "/var/lock") if os.access(d, os.W_OK | os.X_OK)), "/tmp")
-    return Path(parent) / "raytools"
+def _default_directory() -> str:
+    """The same for every user of the machine, or two users could hold one CPU.
+
+    /run/lock is the FHS's place for locks and empty after a boot. Where only root may write to it (RHEL), a
+    directory that root has made there counts; otherwise all users, root too, meet in /tmp.
+    """
+    for parent in ("/run/lock", "/var/lock"):
+        if os.path.isdir(f"{parent}/raytools"):
+            return f"{parent}/raytools"
+        with contextlib.suppress(OSError):
+            if os.stat(parent).st_mode & 0o002:
+                return f"{parent}/raytools"
+    return "/tmp/raytools-locks"
 
 
-def user_name() -> str:
-    """The name of the user of this process, or its number where it has none."""
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return str(os.getuid())
-
-
-def _open_lock(path: Path) -> int:
+def open_lock(path: str) -> int:
     """A descriptor to lock. Read-only is enough for flock, so one user's file serves all others."""
     while True:
         with contextlib.suppress(FileNotFoundError):
@@ -115,7 +120,7 @@ def _open_lock(path: Path) -> int:
             return descriptor
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -124,10 +129,10 @@ def _try_lock(descriptor: int) -> bool:
 
 
 @contextlib.contextmanager
-def node_mutex() -> Iterator[Path]:
+def node_mutex() -> Iterator[str]:
     """Serialises changes of the node's books; held for milliseconds only. Yields the lock directory."""
     directory = lock_directory()
-    descriptor = _open_lock(directory / "mutex")
+    descriptor = open_lock(f"{directory}/mutex")
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield directory
@@ -146,25 +151,71 @@ def claim(holder: Holder, memory_capacity_bytes: int | None) -> Claim:
         BusyError: others hold them, named in the message.
     """
     with node_mutex() as directory, contextlib.ExitStack() as undo:
-        descriptors: list[int] = []
+        descriptors = []
         for cpu in sorted(holder.cpus):
-            descriptor = _open_lock(directory / f"cpu-{cpu}")
-            undo.callback(os.close, descriptor)
-            descriptors.append(descriptor)
-            if not _try_lock(descriptor):
+            descriptor = _take_cpu(directory, cpu)
+            if descriptor is None:
                 owners = [other for other in holders() if cpu in other.cpus]
                 named = owners[0].describe() if owners else f"an unknown process ({directory}/cpu-{cpu})"
                 raise BusyError(f"CPU {cpu} is held by {named}", owners)
+            undo.callback(os.close, descriptor)
+            descriptors.append(descriptor)
         _check_memory(holder, memory_capacity_bytes)
-        path = directory / "held" / f"{holder.run_id}.json"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        undo.callback(os.close, descriptor)
-        undo.callback(path.unlink, missing_ok=True)
+        made = _sign(directory, holder, descriptors)
+        undo.pop_all()
+        return made
+
+
+def claim_any(holder: Holder, candidates: Sequence[int], count: int) -> Claim:
+    """Takes the first `count` of the candidate CPUs that are free, all or nothing.
+
+    Raises:
+        BusyError: fewer are free; names who holds the others.
+    """
+    with node_mutex() as directory, contextlib.ExitStack() as undo:
+        descriptors: dict[int, int] = {}
+        for cpu in candidates:
+            if len(descriptors) == count:
+                break
+            descriptor = _take_cpu(directory, cpu)
+            if descriptor is not None:
+                undo.callback(os.close, descriptor)
+                descriptors[cpu] = descriptor
+        if len(descriptors) < count:
+            owners = [other for other in holders() if set(other.cpus) & set(candidates)]
+            named = "; ".join(owner.describe() for owner in owners) or "unknown processes"
+            raise BusyError(
+                f"{len(descriptors)} of the CPUs {list(candidates)} are free, {count} asked; held by {named}",
+                owners,
+            )
+        holder.cpus = sorted(descriptors)
+        made = _sign(directory, holder, list(descriptors.values()))
+        undo.pop_all()
+        return made
+
+
+def _take_cpu(directory: str, cpu: int) -> int | None:
+    """The locked descriptor of a CPU, None if somebody has it."""
+    descriptor = open_lock(f"{directory}/cpu-{cpu}")
+    if try_lock(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _sign(directory: str, holder: Holder, descriptors: list[int]) -> Claim:
+    """Says who holds these descriptors, in a file that is locked for as long as the holder lives."""
+    path = f"{directory}/held/{holder.run_id}.json"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.fchmod(descriptor, 0o644)
-        os.write(descriptor, json.dumps(asdict(holder)).encode())
-        undo.pop_all()
-        return Claim(holder, path, [*descriptors, descriptor])
+        os.write(descriptor, json.dumps(as_dict(holder)).encode())
+    except BaseException:
+        os.unlink(path)
+        os.close(descriptor)
+        raise
+    return Claim(holder, path, [*descriptors, descriptor])
 
 
 def _check_memory(holder: Holder, capacity_bytes: int | None) -> None:
@@ -186,13 +237,15 @@ def holders() -> list[Holder]:
     return [holder for holder, _path, alive in _held_files() if alive]
 
 
-def stale() -> list[tuple[Holder, Path]]:
+def stale() -> list[tuple[Holder, str]]:
     """What killed holders left: their description and their file, to be removed after the sweep."""
     return [(holder, path) for holder, path, alive in _held_files() if not alive]
 
 
-def _held_files() -> Iterator[tuple[Holder, Path, bool]]:
-    for path in sorted((lock_directory() / "held").glob("*.json")):
+def _held_files() -> Iterator[tuple[Holder, str, bool]]:
+    folder = f"{lock_directory()}/held"
+    for name in sorted(os.listdir(folder)):
+        path = f"{folder}/{name}"
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-from signal import SIGKILL
+from signal import SIGCONT, SIGKILL, SIGSTOP
 
 import psutil
 
@@ -29,27 +29,48 @@ class ProcessTree:
         self._peak_bytes: int | None = None
         self._cpu_s: dict[tuple[int, float], float] = {}
         self._over_limit = False
+        self._besides: int | None = None
         self.missing = [
             "cpu: held by affinity, which a program can change",
             "memory: polled, so a quick allocation can exceed it",
             "pids: not limited",
         ]
 
-    def add(self, pid: int) -> None:
-        """Nothing to do: the main process is the supervisor's child already."""
+    def entrances(self) -> list[str]:
+        return []  # the main process is the supervisor's descendant already
 
-    def processes(self) -> list[int]:
-        return [p.pid for p in self._supervisor.children(recursive=True) if _alive(p)]
+    def visible(self) -> dict[str, str]:
+        return {}
+
+    def processes(self, besides: int | None = None) -> list[int]:
+        self._besides = besides
+        return [process.pid for process in self._members() if _alive(process)]
+
+    def _members(self) -> list[psutil.Process]:
+        below = self._supervisor.children(recursive=True)
+        return [process for process in below if process.pid != self._besides]
+
+    def freeze(self, frozen: bool) -> None:
+        cgroup.signal_all(self.processes(self._besides), SIGSTOP if frozen else SIGCONT)
 
     def kill(self) -> None:
-        cgroup.signal_all(self.processes(), SIGKILL)
+        cgroup.signal_all(self.processes(self._besides), SIGKILL)
 
     def oom_descriptor(self) -> int | None:
         return None
 
+    def cpu_s(self) -> float | None:
+        return self.usage().cpu_s
+
+    def anon_bytes(self) -> int | None:
+        return self.usage().anon_bytes
+
+    def oom_kills(self) -> int | None:
+        return 1 if self._over_limit else 0
+
     def usage(self) -> GroupUsage:
         total_bytes = 0
-        for process in self._supervisor.children(recursive=True):
+        for process in self._members():
             with contextlib.suppress(psutil.Error), process.oneshot():
                 memory, times = process.memory_info(), process.cpu_times()
                 # shared pages (libraries, the object store) would be counted once per process

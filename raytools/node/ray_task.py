@@ -18,62 +18,28 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from raytools.errors import RaytoolsError
 from raytools.node import launch
-from raytools.node.plan_file import find_node_file, load_node
-from raytools.node.record import OK
+from raytools.node.cgroup_tree import read_text
+from raytools.node.local_run import Run, RunFailed
+from raytools.node.plain import Plain
+from raytools.node.plan_file import Node, find_node_file, load_node
+from raytools.node.record import LOST, OK, Record, utc_now
+from raytools.node.records import Attempts
 from raytools.node.request import STRICT, RunRequest
 from raytools.node.sweep import RUN_NAME_PREFIX
 from raytools.units import parse_duration_s, parse_size_bytes
 
+__all__ = ["RemoteFunction", "Run", "RunFailed", "remote"]
+
 T = TypeVar("T")
 
 
-class RunFailed(RaytoolsError):  # noqa: N818 - the name is part of the public interface
-    """A run did not end `ok`. `record` tells everything; `cause` is what the function raised, if it did."""
-
-    exit_code = 1
-
-    def __init__(self, record: Mapping[str, Any], cause: BaseException | None, trace: str | None) -> None:
-        self.record = dict(record)
-        self.cause = cause
-        self.trace = trace
-        message = record.get("message") or (f"{type(cause).__name__}: {cause}" if cause else None)
-        text = f"run {record['run_id']} ended {record['outcome']}"
-        super().__init__(text + (f": {message}" if message else "") + (f"\n{trace}" if trace else ""))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RunFailed, (self.record, self.cause, self.trace)
-
-
-@dataclass(frozen=True)
-class Run(Generic[T]):
-    """What became of one run: the function's value (None unless `outcome` is ok) and the record."""
-
-    value: T | None
-    outcome: str
-    record: dict[str, Any]
-    cause: BaseException | None = None
-    trace: str | None = None
-
-    def result(self) -> T:
-        """The function's value.
-
-        Raises:
-            RunFailed: the run ended otherwise; caused by what the function raised, if it did.
-        """
-        if self.outcome != OK:
-            raise RunFailed(self.record, self.cause, self.trace) from self.cause
-        return self.value  # type: ignore[return-value]  # None is a value, too
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What one decorated function asks for; None means what the slot gives."""
+class RunOptions(Plain):
+    """What one decorated function asks for; None means what the slot or the plan gives."""
 
     cpus: int | None = None
     memory_bytes: int | None = None
@@ -83,16 +49,22 @@ class RunOptions:
     variables: Mapping[str, str] | None = None
     enforce: str = STRICT
     wait_s: float = 60.0  # Ray gives run_slot only once, but a `raytools run` from a shell may hold the CPUs
+    retries: int = 0  # of a run that was lost
 
 
 class RemoteFunction(Generic[T]):
     """A function that runs limited. `remote(*arguments)` submits it, `options(...)` passes options to Ray."""
 
     def __init__(
-        self, function: Callable[..., T], run_options: RunOptions, ray_options: Mapping[str, Any]
+        self,
+        function: Callable[..., T],
+        run_options: RunOptions,
+        retries: int | None,
+        ray_options: Mapping[str, Any],
     ) -> None:
         self._function = function
         self._run_options = run_options
+        self._retries = retries  # None: as planned
         self._ray_options = dict(ray_options)
         functools.update_wrapper(self, function)
 
@@ -101,7 +73,8 @@ class RemoteFunction(Generic[T]):
 
     def options(self, **ray_options: Any) -> RemoteFunction[T]:
         """The same function with other options of Ray's, such as `name` or `scheduling_strategy`."""
-        return RemoteFunction(self._function, self._run_options, {**self._ray_options, **ray_options})
+        merged = {**self._ray_options, **ray_options}
+        return RemoteFunction(self._function, self._run_options, self._retries, merged)
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
         """Submits one run; returns an ObjectRef whose value is a Run."""
@@ -109,8 +82,13 @@ class RemoteFunction(Generic[T]):
         from ray import cloudpickle
 
         # Ray resolves ObjectRefs among the outer task's arguments, so they stay separate from the function
-        task = ray.remote(_run_in_slot).options(**{**_slot_resources(), **self._ray_options})
-        return task.remote(cloudpickle.dumps(self._function), self._run_options, arguments, named)
+        node = _own_node()
+        options = self._run_options
+        if self._retries is None:
+            options = RunOptions(**{**vars(options), "retries": int(node.run_defaults.get("retries", 0))})
+        wanted = {**_slot_resources(node), "max_retries": options.retries + 1, **self._ray_options}
+        task = ray.remote(_run_in_slot).options(**wanted)
+        return task.remote(cloudpickle.dumps(self._function), options, arguments, named)
 
 
 def remote(
@@ -123,6 +101,7 @@ def remote(
     gpus: int | None = None,
     env: Mapping[str, str] | None = None,
     enforce: str = STRICT,
+    retries: int | None = None,
     **ray_options: Any,
 ) -> Any:
     """Makes a function run on the cluster, one slot each, under hard limits.
@@ -136,6 +115,8 @@ def remote(
         gpus: GPUs, at most the slot's.
         env: variables for the function's process.
         enforce: "strict" refuses what cannot be enforced, "best-effort" records it as missing.
+        retries: how often a run is started again that was lost, with its node, raylet or supervisor. Every
+            other end is a result. None takes `runs.retries` of the plan.
         ray_options: passed to Ray's task, such as `name`.
 
     Raises:
@@ -149,16 +130,16 @@ def remote(
         gpus=gpus,
         variables=dict(env or {}),
         enforce=enforce,
+        retries=retries or 0,
     )
 
     def decorate(decorated: Callable[..., T]) -> RemoteFunction[T]:
-        return RemoteFunction(decorated, options, ray_options)
+        return RemoteFunction(decorated, options, retries, ray_options)
 
     return decorate if function is None else decorate(function)
 
 
-def _slot_resources() -> dict[str, Any]:
-    """What the Ray task asks for: a slot, and all that is in it. Slots of a cluster are equal by default."""
+def _own_node() -> Node:
     node = load_node(find_node_file())
     if not node.data:
         raise RaytoolsError(
@@ -166,31 +147,79 @@ def _slot_resources() -> dict[str, Any]:
             expected="a driver on the head, in the cluster's environment",
             fix='Run: eval "$(raytools env activate)"',
         )
+    return node
+
+
+def _slot_resources(node: Node) -> dict[str, Any]:
+    """What the Ray task asks for: a slot, and all that is in it. Slots of a cluster are equal by default."""
     slot = min(node.slots, key=lambda candidate: (len(candidate.cpus), candidate.memory_bytes))
     return {
         "num_cpus": len(slot.cpus),
         "num_gpus": len(slot.gpus),
         "memory": slot.memory_bytes,
         "resources": {"run_slot": 1},
-        "max_retries": 0,  # a run that ended is a result, also when it ended badly
     }
 
 
 def _run_in_slot(
     pickled: bytes, options: RunOptions, arguments: tuple[Any, ...], named: dict[str, Any]
-) -> Run[Any]:
-    """The Ray task: hands the function to a supervisor and waits. Runs in Ray's worker on the node."""
+) -> Run:
+    """The Ray task: hands the function to a supervisor and waits. Runs in Ray's worker on the node.
+
+    Ray starts it again when its worker, raylet or node is gone, once more often than runs may be retried.
+    So there is always an attempt left that reports: what became of a run is known only by its record then.
+    """
     import ray
     from ray import cloudpickle
 
+    node_file = find_node_file()
+    node = load_node(node_file)
+    attempts = _attempts(ray, node)
+    attempt = _ray_attempt(ray)
+    if attempt > 1 and (earlier := attempts.last()) is not None and earlier.outcome != LOST:
+        return Run(None, earlier.outcome or LOST, earlier.to_json())
     resolve = functools.partial(_resolved, ray)
     call = (pickled, tuple(map(resolve, arguments)), {name: resolve(value) for name, value in named.items()})
+    call_bytes = cloudpickle.dumps(call)
+    while True:
+        number = max([attempt, *(known + 1 for known in attempts.numbers())])
+        if number > 1 + options.retries:
+            lost = attempts.last() or _unknown(node, number - 1)
+            return Run(None, LOST, lost.to_json())
+        run = _attempt(call_bytes, options, node_file, attempts, number)
+        if run.outcome != LOST:
+            return run
+        attempts.write(number, Record.from_json(run.record))
+
+
+def _attempts(ray: Any, node: Node) -> Attempts:
+    task = ray.get_runtime_context().get_task_id()
+    folder = node.records_directory or os.path.join(tempfile.gettempdir(), "raytools-records")
+    return Attempts(folder, task, node.name)
+
+
+def _ray_attempt(ray: Any) -> int:
+    """Which attempt of Ray's at this task this is, from 1. Internal to Ray; tested with the pinned one."""
+    return 1 + int(ray._private.worker.global_worker.core_worker.get_current_task_attempt_number())
+
+
+def _unknown(node: Node, number: int) -> Record:
+    record = Record(launch.new_run_id(), ["call"], outcome=LOST, attempt=number, finished_at=utc_now())
+    record.message = f"Ray lost it {number} times, and no record of it is found on {node.name}"
+    return record
+
+
+def _attempt(
+    call_bytes: bytes, options: RunOptions, node_file: str | None, attempts: Attempts, number: int
+) -> Run:
     with tempfile.TemporaryDirectory(prefix=f"{RUN_NAME_PREFIX}call-") as folder:
         call_file, answer_file = Path(folder, "call"), Path(folder, "answer")
-        call_file.write_bytes(cloudpickle.dumps(call))
-        request = _request(options, call_file, answer_file)
+        call_file.write_bytes(call_bytes)
+        request = _request(options, call_file, answer_file, node_file)
+        request.attempt = number
+        request.record_path = attempts.path(number)
         record = launch.start_by_exec(request).wait(_print_notice)
-        return _answer(record.to_json(), answer_file)
+        return _answer(record, answer_file)
 
 
 def _resolved(ray: Any, value: Any) -> Any:
@@ -198,8 +227,7 @@ def _resolved(ray: Any, value: Any) -> Any:
     return ray.get(value) if isinstance(value, ray.ObjectRef) else value
 
 
-def _request(options: RunOptions, call_file: Path, answer_file: Path) -> RunRequest:
-    node_file = find_node_file()
+def _request(options: RunOptions, call_file: Path, answer_file: Path, node_file: str | None) -> RunRequest:
     environment = dict(os.environ)
     # the function must import what the worker could: runtime_env's working_dir and py_modules are on its path
     environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
@@ -215,9 +243,16 @@ def _request(options: RunOptions, call_file: Path, answer_file: Path) -> RunRequ
         grace_s=options.grace_s,
         wait_s=options.wait_s,
         enforce=options.enforce,
-        node_file=str(node_file) if node_file else None,
+        node_file=node_file,
         scratch=str(call_file.parent),
+        raylet_pid=_raylet_pid(),
     )
+
+
+def _raylet_pid() -> int | None:
+    """The raylet, which is its workers' parent; with it gone, Ray considers the task lost."""
+    parent = os.getppid()
+    return parent if (read_text(f"/proc/{parent}/comm") or "").strip() == "raylet" else None
 
 
 def _print_notice(event: dict[str, Any]) -> None:
@@ -226,11 +261,11 @@ def _print_notice(event: dict[str, Any]) -> None:
         sys.stderr.write(f"raytools: {event['text']}\n")
 
 
-def _answer(record: dict[str, Any], answer_file: Path) -> Run[Any]:
+def _answer(record: Record, answer_file: Path) -> Run:
     from ray import cloudpickle
 
-    run: Run[Any] = Run(None, record["outcome"], record)
+    outcome, plain = record.outcome or LOST, record.to_json()
     if answer_file.is_file() and (data := answer_file.read_bytes()):
         value, cause, trace = cloudpickle.loads(data)
-        return replace(run, value=value if run.outcome == OK else None, cause=cause, trace=trace)
-    return run
+        return Run(value if outcome == OK else None, outcome, plain, cause, trace)
+    return Run(None, outcome, plain)

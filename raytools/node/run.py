@@ -11,35 +11,28 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NoReturn
 
 from raytools.errors import RaytoolsError
 from raytools.node import launch
 from raytools.node.plan_file import find_node_file
 from raytools.node.record import FAILED, KILLED, LOST, OK, OOM, REFUSED, TIMEOUT, Record
-from raytools.node.request import BEST_EFFORT, STRICT, RunRequest
+from raytools.node.request import ALL_SLOTS, BEST_EFFORT, STRICT, RunRequest
+from raytools.node.terminal import ForwardedSignals, Terminal, own_terminal
 from raytools.units import format_duration, parse_duration_s, parse_size_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
 _USAGE_ERROR = 2
 _EXIT_CODES = {TIMEOUT: 124, OOM: 137, REFUSED: 125, LOST: 1}
-
-# what a terminal sends to a whole process group goes to the run's group, the rest to its main process
-_FORWARDED: dict[int, bool] = {
-    signal.SIGINT: True,
-    signal.SIGQUIT: True,
-    signal.SIGHUP: True,
-    signal.SIGTERM: False,
-    signal.SIGUSR1: False,
-    signal.SIGUSR2: False,
-    signal.SIGWINCH: True,
-}
 
 _EXAMPLES = """\
 examples:
   raytools run --time 10m -- python train.py          the whole slot, at most ten minutes
   raytools run --cpus 1 --memory 2GiB -- ./fit.sh     less than the slot; it is taken all the same
   raytools run --wait 1h --record r.json -- make      wait for a free slot, keep the record
+  raytools run --slot all -- ./benchmark.sh           all slots of the machine as one, nobody beside it
   raytools run --check                                prove each limit by small real runs
 
 exit codes: the command's own, 128+n for its signal; 124 timeout; 137 out of memory; 125 refused;
@@ -73,8 +66,13 @@ def _count(text: str) -> int:
     return 0 if text == "0" else _positive(text)
 
 
-def _slot(text: str) -> int | None:
-    return None if text == "auto" else _count(text)
+def _slot(text: str) -> int | str | None:
+    if text in ("auto", ALL_SLOTS):
+        return None if text == "auto" else text
+    try:
+        return _count(text)
+    except ValueError:
+        raise ValueError(f"found {text!r}, expected a slot's number, auto or all") from None
 
 
 def _size(text: str) -> int:
@@ -84,17 +82,23 @@ def _size(text: str) -> int:
     return size_bytes
 
 
+def _help_formatter(prog: str) -> argparse.HelpFormatter:
+    """With a width of its own: argparse would import shutil to ask for it, even where nobody wants help."""
+    return argparse.RawDescriptionHelpFormatter(prog, width=int(os.environ.get("COLUMNS") or 110))
+
+
 def _parser() -> _Parser:
     parser = _Parser(
         prog="raytools run",
         usage="raytools run [OPTIONS] [--] COMMAND [ARGUMENT ...]",
         description=(__doc__ or "").split("\n\n")[0].split(": ", 1)[1].capitalize(),
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_help_formatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--slot", type=_converter(_slot, "slot"), metavar="N|auto", help="which slot (default: a free one)")
+    add("--slot", type=_converter(_slot, "slot"), metavar="N|auto|all",
+        help="which slot (default auto: a free one); all: every slot of the machine as one")  # fmt: skip
     add("--cpus", type=_converter(_positive, "cpus"), metavar="N", help="CPU threads (default: the slot's)")
     add("--memory", type=_converter(_size, "size"), metavar="SIZE", help="hard limit, such as 4GiB")
     add("--gpus", type=_converter(_count, "gpus"), metavar="N", help="GPUs (default: the slot's)")
@@ -125,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
             from raytools.node.check import main as check_main
 
             return check_main(node_file, as_json=options.json)
-        return _run(_request(options, str(node_file) if node_file else None))
+        return _run(_request(options, node_file))
     except RaytoolsError as error:
         print(f"raytools run: {error}", file=sys.stderr)
         return error.exit_code
@@ -138,12 +142,14 @@ def _request(options: argparse.Namespace, node_file: str | None) -> RunRequest:
     variables = dict(entry.partition("=")[::2] for entry in options.env)
     if wrong := [entry for entry in options.env if "=" not in entry or entry.startswith("=")]:
         raise RaytoolsError(f"--env: found {wrong[0]!r}", expected="NAME=VALUE")
-    cwd = os.path.abspath(options.cwd) if options.cwd else os.getcwd()  # noqa: PTH100, PTH109
-    if not Path(cwd).is_dir():
+    cwd = os.path.abspath(options.cwd) if options.cwd else os.getcwd()
+    if not os.path.isdir(cwd):
         raise RaytoolsError(f"--cwd: {cwd} is no directory", expected="an existing directory")
-    record = os.path.abspath(options.record) if options.record else None  # noqa: PTH100
-    if record and not Path(record).parent.is_dir():
-        raise RaytoolsError(f"--record: {Path(record).parent} is no directory", expected="an existing one")
+    record = os.path.abspath(options.record) if options.record else None
+    if record and not os.path.isdir(os.path.dirname(record)):
+        raise RaytoolsError(
+            f"--record: {os.path.dirname(record)} is no directory", expected="an existing one"
+        )
     return RunRequest(
         command=command,
         cwd=cwd,
@@ -163,20 +169,28 @@ def _request(options: argparse.Namespace, node_file: str | None) -> RunRequest:
 
 
 def _run(request: RunRequest) -> int:
-    # blocked until the supervisor is off: it would inherit handlers that belong to this process
-    signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
-    run = launch.start(request)
-    for number in _FORWARDED:
-        signal.signal(number, lambda received, _frame: run.signal(received, _FORWARDED[received]))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _FORWARDED)
-    record = run.wait(_print_event)
+    terminal = own_terminal()
+    request.terminal_group = os.getpgrp() if terminal else None
+    with terminal or contextlib.nullcontext(), ForwardedSignals() as signals:
+        run = launch.start(request, passes_descriptors=True)
+        while not run.link.closed:
+            if run.wait_for_more(signals.fileno()):
+                signals.pass_on(run, in_terminal=terminal is not None)
+            else:
+                run.take(run.link.receive(0), lambda event: _on_event(event, terminal))
+        run.link.close()
+        record = run.result()
+        if terminal is not None and record.signal is None and record.outcome not in (OK, FAILED):
+            terminal.restore()
     _explain(record)
     return exit_code(record)
 
 
-def _print_event(event: dict[str, Any]) -> None:
+def _on_event(event: dict[str, Any], terminal: Terminal | None) -> None:
     if event["event"] in ("notice", "crashed"):
         print(f"raytools run: {event['text']}", file=sys.stderr)
+    elif event["event"] == "stopped" and terminal is not None:
+        terminal.stop_with(event["pid"])
 
 
 def _explain(record: Record) -> None:

@@ -1,7 +1,7 @@
 """The process that watches one run.
 
-take the locks -> sweep what an earlier run left -> write the start record -> create the group -> confine and
-start -> watch -> kill all in it -> measure -> write the record -> release
+take the locks -> sweep what an earlier run left -> write the start record -> create the group ->
+start inside, confined -> watch -> kill all in it -> measure -> write the record -> release
 
 It is nobody's child: double-forked, in a session of its own, so that neither the requester's terminal nor Ray
 (which kills a worker's direct children) takes it along. The end of the link to its requester ends the run.
@@ -11,139 +11,108 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import select
-import shutil
 import signal
-import socket
 import sys
 import time
-import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from raytools.errors import RaytoolsError, RefusedError
-from raytools.node import cgroup, confine, fairness, locks
-from raytools.node.child import Child, fork_child
+from raytools.node import cgroup, child, confine, fairness, locks
+from raytools.node.cgroup_tree import OwnCgroups, locate_self, read_text
 from raytools.node.inside import inside_environment
 from raytools.node.link import Link
 from raytools.node.plan_file import Node, Slot, load_node
-from raytools.node.record import (
-    FAILED,
-    KILLED,
-    OK,
-    OOM,
-    REFUSED,
-    TIMEOUT,
-    Host,
-    Limits,
-    Record,
-    utc_now,
-    write_json,
-)
+from raytools.node.record import FAILED, KILLED, OK, REFUSED, Host, Record, utc_now, write_json
 from raytools.node.request import BEST_EFFORT, RunRequest, candidate_slots, promised_limits
-from raytools.node.sweep import RUN_NAME_PREFIX, sweep
-from raytools.units import format_duration, format_size
+from raytools.node.sweep import RUN_NAME_PREFIX, remove_tree, sweep
+from raytools.node.waiting import CalledOffError, claim_first
+from raytools.node.watch import ENDING_SIGNALS, Watch
 
-_SAMPLE_S = 0.1
-_CLAIM_POLL_S = 0.1
-_OOM_COUNT_S = 0.2
-_ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-
-class _RequesterGoneError(RaytoolsError):
-    """Nobody waits for this run any more."""
-
-
-@dataclass
-class _End:
-    """How the main process ended, and what raytools did about it."""
-
-    status: int | None = None  # of waitpid
-    cause: str | None = None  # timeout | oom | killed, when we ended it
-    message: str | None = None
-    signals_forwarded: int = 0
-    swept: int = 0
-    left: int = 0
+# what a terminal or a person at it sends; a person who pressed Ctrl-C or Ctrl-Z meant the command
+_IGNORED_SIGNALS = (*ENDING_SIGNALS, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
+_KILL_TIMEOUT_S = 10.0
 
 
-def serve(end: socket.socket, stdio: tuple[int, int, int] = (0, 1, 2)) -> None:
-    """Runs one request that comes over the link, answers with events and the record, and exits.
+def serve(
+    request: RunRequest, run_id: str, link: Link, stdio: tuple[int, int, int], foreign: list[int]
+) -> None:
+    """Runs one request, answers with events and the record.
 
     Args:
-        end: our end of the socket pair to the requester.
+        request: what to run.
+        run_id: names it.
+        link: to the requester.
         stdio: descriptors that become the command's 0, 1 and 2.
+        foreign: other descriptors that came with the fork; the command keeps those that are inheritable.
     """
-    link = Link(end)
-    link.close_on_exec()
-    message = link.receive_one()
-    if message is None:
-        return
-    request = RunRequest(**message["request"])
-    record = Record(run_id=message["run_id"], command=request.command, attempt=request.attempt)
+    record = Record(run_id=run_id, command=request.command, attempt=request.attempt)
     record.started_at = utc_now()
     try:
-        _Supervision(request, record, link, stdio).run()
-    except _RequesterGoneError as error:
-        record.outcome, record.message = KILLED, str(error)
+        _Supervision(request, record, link, stdio, foreign).run()
+    except CalledOffError:
+        record.outcome, record.message = KILLED, "ended on request while it waited for its slot"
     except locks.BusyError as error:
         record.outcome, record.message = REFUSED, str(error)
         link.send(event="busy", text=error.found)
     except RaytoolsError as error:
         record.outcome, record.message = REFUSED, str(error)
     except Exception:  # noqa: BLE001 - a defect of ours: there is no other way to tell than the link
+        import traceback
+
         link.send(event="crashed", text=traceback.format_exc())
         return
     if record.finished_at is None:
         record.finished_at = utc_now()
-        if request.record_path:
-            write_json(request.record_path, record.to_json())
+        _save(record, request.record_path, link)
     link.send(event="finished", record=record.to_json())
-    if request.scratch and link.closed:  # nobody is there to read an answer and to tidy up
-        shutil.rmtree(request.scratch, ignore_errors=True)
+    if request.scratch and (link.closed or link.receive(0) or link.closed):  # nobody is there to tidy up
+        remove_tree(request.scratch)
     link.close()
 
 
 class _Supervision:
     """The state of one run while it is watched."""
 
-    def __init__(self, request: RunRequest, record: Record, link: Link, stdio: tuple[int, int, int]) -> None:
+    def __init__(
+        self, request: RunRequest, record: Record, link: Link, stdio: tuple[int, int, int], foreign: list[int]
+    ) -> None:
         self.request = request
         self.record = record
         self.link = link
         self.stdio = stdio
+        self.foreign = foreign
         self.name = f"{RUN_NAME_PREFIX}{record.run_id}"
-        self.end = _End()
-        self.main: int | None = None
-        self.anon_peak_bytes: int | None = None
 
     def run(self) -> None:
         """The whole life of the run; fills in the record.
 
         Raises:
             RefusedError: it cannot get what it was promised; nothing was started.
+            CalledOffError: the requester left before it started.
         """
-        node = load_node(Path(self.request.node_file) if self.request.node_file else None)
-        driver = self._driver()
+        node = load_node(self.request.node_file)
+        groups = locate_self()
+        driver = self._driver(groups)
         with contextlib.ExitStack() as undo:
             slot, claim = self._claim(node, driver)
             undo.callback(claim.release)
             for dead in sweep():
                 self.link.send(event="notice", text=dead.describe())
             self._describe(node, slot)
-            temporary = undo.enter_context(_temporary_directory(self.name))
+            temporary = undo.enter_context(self._temporary_directory())
             self._write_start_record()
             group = self._group(driver)
-            undo.callback(_remove, group)
-            self._start_and_watch(group, node, temporary)
-            if self.request.record_path:
-                write_json(self.request.record_path, self.record.to_json())
+            undo.callback(group.remove)
+            self._start_and_watch(group, node, groups, temporary)
+            _save(self.record, self.request.record_path, self.link)
 
-    def _driver(self) -> cgroup.Driver | None:
+    def _driver(self, groups: OwnCgroups) -> cgroup.Driver | None:
         try:
-            return cgroup.select_driver()
+            return cgroup.select_driver(groups)
         except RefusedError as error:
             if self.request.enforce != BEST_EFFORT:
                 raise RefusedError(
@@ -157,28 +126,21 @@ class _Supervision:
     def _claim(self, node: Node, driver: cgroup.Driver | None) -> tuple[Slot, locks.Claim]:
         """The first candidate slot that is free, waiting as long as the request allows."""
         slots = candidate_slots(self.request, node)
-        deadline = time.monotonic() + self.request.wait_s
-        told = False
-        while True:
-            for slot in slots:
-                try:
-                    return slot, locks.claim(self._holder(node, slot, driver), node.run_memory_bytes)
-                except locks.BusyError as error:
-                    busy = error
-            if time.monotonic() >= deadline:
-                raise busy
-            if not told:
-                self.link.send(event="notice", text=f"waiting: {busy.found}")
-                told = True
-            if self.link.receive(_CLAIM_POLL_S) or self.link.closed:  # a signal, or the end
-                raise _RequesterGoneError("ended on request while it waited for its slot")
+        claim = claim_first(
+            [self._holder(node, slot, driver) for slot in slots],
+            node.run_memory_bytes,
+            self.request.wait_s,
+            watched=self.link.fileno(),  # a signal, or the end
+            on_wait=lambda busy: self.link.send(event="notice", text=f"waiting: {busy.found}"),
+        )
+        return next(slot for slot in slots if slot.index == claim.holder.slot), claim
 
     def _holder(self, node: Node, slot: Slot, driver: cgroup.Driver | None) -> locks.Holder:
         limits = promised_limits(self.request, slot, node)
         return locks.Holder(
             run_id=self.record.run_id,
             pid=os.getpid(),
-            user=locks.user_name(),
+            user=cgroup.user_name(),
             cpus=slot.cpus,
             memory_bytes=limits.memory_bytes or slot.memory_bytes,
             command=self.request.command,
@@ -186,8 +148,8 @@ class _Supervision:
             slot=slot.index,
             record_path=self.request.record_path,
             traces={
-                "cgroups": [str(path) for path in driver.paths(self.name)] if driver else [],
-                "directories": [str(_temporary_path(self.name)), *filter(None, [self.request.scratch])],
+                "cgroups": driver.paths(self.name) if driver else [],
+                "directories": [_temporary_path(self.name), *filter(None, [self.request.scratch])],
             },
         )
 
@@ -200,6 +162,20 @@ class _Supervision:
             kernel=os.uname().release,
             environment=node.environment_id,
         )
+
+    @contextlib.contextmanager
+    def _temporary_directory(self) -> Iterator[str]:
+        """The run's private directory with the token of its private Ray; gone with the run."""
+        path = _temporary_path(self.name)
+        os.mkdir(path, mode=0o700)
+        try:
+            descriptor = os.open(f"{path}/token", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            os.write(descriptor, os.urandom(32).hex().encode())
+            os.close(descriptor)
+            yield path
+        finally:
+            if not remove_tree(path):
+                self.link.send(event="notice", text=f"{path} cannot be removed")
 
     def _write_start_record(self) -> None:
         if self.request.record_path:
@@ -222,185 +198,122 @@ class _Supervision:
             enforced.missing += tree.missing
             return tree
         wanted = cgroup.GroupLimits(tuple(limits.cpu_set), limits.memory_bytes, limits.pids)
-        with locks.node_mutex():  # the folder above the groups comes and goes with them
-            group = driver.create(self.name, wanted)
+        group = driver.create(self.name, wanted)
         enforced.cpu = enforced.memory = group.kind
         enforced.time = group.kill_method
         enforced.missing += group.missing
         return group
 
-    def _start_and_watch(self, group: cgroup.Group, node: Node, temporary: Path) -> None:
+    def _start_and_watch(self, group: cgroup.Group, node: Node, groups: OwnCgroups, temporary: str) -> None:
         record, limits = self.record, self.record.limits
-        environment = inside_environment(
-            self.request.environment,
-            limits,
-            record.run_id,
-            temporary,
-            node.shared_variables,
-            {**node.run_defaults.get("env", {}), **self.request.variables},
-        )
-        confine.become_subreaper()
-        with _woken_by_children() as wake:
-            cpus = limits.cpu_set or []
-            before = fairness.snapshot(cpus)
-            child = fork_child(
-                self.request.command, self.request.cwd, environment, limits, self.stdio, confined=True
-            )
-            started = time.monotonic()
-            self.main = child.pid
-            try:
-                group.add(child.pid)
-                self._release(child)
-                self._watch(group, child.pid, started, wake)
-            finally:
-                self.end.swept, self.end.left = self._end_all(group)
-            record.used.wall_s = round(time.monotonic() - started, 4)
-            self._measure(group)
-            record.fairness = fairness.judge(before, fairness.snapshot(cpus), record)
-        self._conclude()
+        raylet = _pidfd(self.request.raylet_pid)
+        before = fairness.snapshot(limits.cpu_set or [], groups)
+        process = self._start(group, node, groups, temporary)
+        main = group.processes(besides=process.init)[0]  # it waits to be released, alone in its group
+        prepared_s = group.cpu_s() or 0.0  # by the process that becomes the command
+        watch = Watch(group, process, main, self.link, limits, raylet)
+        started = time.monotonic()
+        try:
+            watch.end.message = process.release()
+            self._let_go_of_files()
+            self.link.send(event="started", pid=main)
+            watch.until_end(started)
+        finally:
+            swept, left = self._end_all(group, process, main_has_ended=watch.end.status is not None)
+        record.used.wall_s = round(time.monotonic() - started, 4)
+        record.used.processes_swept, record.used.processes_left = swept, left
+        usage = group.usage()
+        watch.note_oom_kills(usage.oom_kills)
+        self._measure(usage, prepared_s, watch.anon_peak_bytes)
+        after = fairness.snapshot(limits.cpu_set or [], groups)
+        record.fairness = fairness.judge(before, after, record, usage.cpu_pressure_s)
+        self._conclude(watch)
 
-    def _release(self, child: Child) -> None:
-        """Lets the command start, and lets go of the requester's files: pipes must end with the run."""
-        result = child.release()
-        null = os.open(os.devnull, os.O_RDWR)
+    def _start(self, group: cgroup.Group, node: Node, groups: OwnCgroups, temporary: str) -> child.Process:
+        request, record = self.request, self.record
+        shown = group.visible()
+        hidden = [mount_point for mount_point in groups.mount_points if mount_point not in shown]
+        command = child.Command(
+            arguments=request.command,
+            cwd=request.cwd,
+            environment=inside_environment(
+                request.environment,
+                record.limits,
+                record.run_id,
+                temporary,
+                node.shared_variables,
+                {**node.run_defaults.get("env", {}), **request.variables},
+            ),
+            stdio=self.stdio,
+            foreign=self.foreign,
+            cpus=record.limits.cpu_set or [],
+            group_files=group.entrances(),
+            surroundings=confine.Surroundings(
+                memory_bytes=record.limits.memory_bytes or 0,
+                shown=shown,
+                read_only=tuple(point for point in hidden if point not in groups.unified_mount_points),
+                covered=tuple(point for point in hidden if point in groups.unified_mount_points),
+            ),
+            shares_terminal=request.terminal_group is not None,
+        )
+        process, level = child.start(command, record.enforced.missing)
+        if level != confine.NOTHING:
+            record.enforced.confinement = "mount-namespace"
+        if request.terminal_group is not None:
+            os.setpgid(0, 0)  # the command may signal the group of its terminal
+        return process
+
+    def _let_go_of_files(self) -> None:
+        """The requester's files are the command's now: pipes must end with the run."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for descriptor in self.stdio:
             os.dup2(null, descriptor)
+        for descriptor in self.foreign:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
         os.close(null)
-        if result.confinement_error:
-            self.record.enforced.missing.append(f"confinement: {result.confinement_error}")
-        else:
-            self.record.enforced.confinement = "mount-namespace"
-        self.end.message = result.exec_error
-        self.link.send(event="started", pid=child.pid)
 
-    def _watch(self, group: cgroup.Group, main: int, started: float, wake: int) -> None:
-        """Until the main process ends, the time is over, the memory limit killed, or nobody wants it."""
-        limits = self.record.limits
-        deadline = started + limits.time_s if limits.time_s is not None else None
-        oom = group.oom_descriptor()
-        poller = select.poll()
-        for descriptor in (self.link.fileno(), wake, *([] if oom is None else [oom])):
-            poller.register(descriptor, select.POLLIN)
-        grace_over: float | None = None
-        while not self.reap():
-            now = time.monotonic()
-            self._sample(group)
-            if self.end.cause == OOM:
-                return
-            if grace_over is not None and now >= grace_over:
-                return
-            if grace_over is None and deadline is not None and now >= deadline:
-                self.end.cause = TIMEOUT
-                self.end.message = f"not finished after {format_duration(limits.time_s or 0)}"
-                cgroup.signal_all([main], signal.SIGTERM)
-                grace_over = now + limits.grace_s
-                continue
-            next_s = min(t for t in (now + _SAMPLE_S, grace_over or deadline) if t is not None) - now
-            ready = {fd for fd, _event in poller.poll(max(0.0, next_s) * 1000)}
-            if wake in ready:
-                os.read(wake, 4096)
-            if oom in ready:
-                self._note_oom()
-                _let_the_kernel_count(group)
-                return
-            if self.link.fileno() in ready and self._requests_end(main):
-                return
-
-    def _sample(self, group: cgroup.Group) -> None:
-        usage = group.usage()
-        if usage.anon_bytes is not None:
-            self.anon_peak_bytes = max(self.anon_peak_bytes or 0, usage.anon_bytes)
-        if usage.oom_kills and self.end.cause is None:
-            self._note_oom()
-
-    def _note_oom(self) -> None:
-        self.end.cause = OOM
-        self.end.message = f"exceeded {format_size(self.record.limits.memory_bytes or 0)} of memory"
-
-    def _requests_end(self, main: int) -> bool:
-        """Handles what the requester sent; True if the run must end now."""
-        for message in self.link.receive(0):
-            number = message["signal"]
-            target = -os.getpgid(main) if message.get("group") else main
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(target, number)
-            if number in _ENDING_SIGNALS:
-                self.end.signals_forwarded += 1
-                self.end.message = f"ended on request ({signal.Signals(number).name})"
-        if self.link.closed:
-            self.end.cause, self.end.message = KILLED, "its requester vanished"
-            return True
-        if self.end.signals_forwarded > 1:  # asked twice: no more patience
-            self.end.cause = KILLED
-            return True
-        return False
-
-    def reap(self) -> bool:
-        """Collects ended descendants; True once the main process is among them."""
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                if pid == self.main:
-                    self.end.status = status
-        return self.end.status is not None
-
-    def _end_all(self, group: cgroup.Group) -> tuple[int, int]:
+    def _end_all(self, group: cgroup.Group, process: child.Process, main_has_ended: bool) -> tuple[int, int]:
         """Kills whatever is left. Returns how many processes outlived the main one, and how many remain."""
-        main_was_alive = not self.reap()
-        found, left = cgroup.empty_group(_Reaping(group, self), timeout_s=10.0)
-        return max(0, found - 1 if main_was_alive else found), left
+        found, left = cgroup.empty_group(
+            lambda: group.processes(besides=process.init), group.kill, timeout_s=_KILL_TIMEOUT_S
+        )
+        process.end(collect=left == 0)
+        return (found if main_has_ended else max(0, found - 1)), left
 
-    def _measure(self, group: cgroup.Group) -> None:
-        usage, used = group.usage(), self.record.used
-        used.cpu_s = None if usage.cpu_s is None else round(usage.cpu_s, 4)
+    def _measure(self, usage: cgroup.GroupUsage, prepared_s: float, anon_peak_bytes: int | None) -> None:
+        used = self.record.used
+        used.cpu_s = None if usage.cpu_s is None else round(max(0.0, usage.cpu_s - prepared_s), 4)
         used.memory_peak_bytes = usage.memory_peak_bytes
-        used.anon_peak_bytes = self.anon_peak_bytes
+        used.anon_peak_bytes = anon_peak_bytes
         used.oom_kills = usage.oom_kills
         used.throttled_s = usage.throttled_s
-        used.processes_swept, used.processes_left = self.end.swept, self.end.left
-        if usage.oom_kills and self.end.cause is None:
-            self._note_oom()
 
-    def _conclude(self) -> None:
+    def _conclude(self, watch: Watch) -> None:
         """The outcome: our own cause first, then how the main process ended."""
-        record, end = self.record, self.end
+        record, end = self.record, watch.end
         record.finished_at = utc_now()
         record.message = end.message
-        status = end.status
-        if status is not None and os.WIFEXITED(status):
-            record.exit_code = os.WEXITSTATUS(status)
-        elif status is not None:
-            record.signal = os.WTERMSIG(status)
+        if end.status is not None and os.WIFEXITED(end.status):
+            record.exit_code = os.WEXITSTATUS(end.status)
+        elif end.status is not None:
+            record.signal = os.WTERMSIG(end.status)
         if end.cause is not None:
             record.outcome = end.cause
-        elif end.signals_forwarded and record.exit_code != 0:
+        elif end.ending_signals and record.exit_code != 0:
             record.outcome = KILLED
         else:
             record.outcome = OK if record.exit_code == 0 else FAILED
 
 
-class _Reaping:
-    """A group whose dead are collected while it is emptied: zombies of ours would keep it busy."""
-
-    def __init__(self, group: cgroup.Group, supervision: _Supervision) -> None:
-        self._group = group
-        self._supervision = supervision
-
-    def processes(self) -> list[int]:
-        self._supervision.reap()
-        return self._group.processes()
-
-    def kill(self) -> None:
-        self._group.kill()
-
-
-def _let_the_kernel_count(group: cgroup.Group) -> None:
-    """The event comes before the kernel's own kill, which alone is counted: do not be quicker than it."""
-    deadline = time.monotonic() + _OOM_COUNT_S
-    while not group.usage().oom_kills and time.monotonic() < deadline:
-        time.sleep(0.002)
+def _save(record: Record, path: str | None, link: Link) -> None:
+    """Writes the record of a run that has ended: nothing that fails here changes how it ended."""
+    if path is None:
+        return
+    try:
+        write_json(path, record.to_json())
+    except OSError as error:
+        link.send(event="notice", text=f"the record cannot be written to {path}: {error.strerror}")
 
 
 def _process_tree(memory_limit_bytes: int) -> cgroup.Group:
@@ -412,78 +325,75 @@ def _process_tree(memory_limit_bytes: int) -> cgroup.Group:
             expected="the raytools environment's Python",
             fix="Run it from there, or allow cgroups: raytools run --check says how",
         ) from error
+    confine.become_subreaper()  # whatever leaves its parents stays in the tree
     return ProcessTree(memory_limit_bytes)
 
 
-def _remove(group: cgroup.Group) -> None:
-    with locks.node_mutex():  # the folder above may go with its last group
-        group.remove()
-
-
-def _temporary_path(name: str) -> Path:
-    # not below TMPDIR: Ray's sockets inside need a short path
-    return Path("/tmp") / name
-
-
-@contextlib.contextmanager
-def _temporary_directory(name: str) -> Iterator[Path]:
-    """The run's private directory with the token of its private Ray; gone with the run."""
-    path = _temporary_path(name)
-    path.mkdir(mode=0o700)
+def _pidfd(pid: int | None) -> int | None:
+    """A descriptor that polls readable when this process ends."""
+    if pid is None:
+        return None
     try:
-        token = path / "token"
-        token.touch(mode=0o600)
-        token.write_text(secrets.token_hex(32))
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+        return os.pidfd_open(pid)
+    except ProcessLookupError as error:
+        raise RefusedError("the raylet that asked for this run is gone already") from error
+    except OSError:  # before Linux 5.3: the end of its worker tells later
+        return None
 
 
-@contextlib.contextmanager
-def _woken_by_children() -> Iterator[int]:
-    """A descriptor that becomes readable whenever a child ends."""
-    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
-    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    try:
-        yield read
-    finally:
-        signal.set_wakeup_fd(-1)
-        os.close(read)
-        os.close(write)
+def _temporary_path(name: str) -> str:
+    return f"/tmp/{name}"  # not below TMPDIR: Ray's sockets inside need a short path
 
 
 def _cpu_model() -> str | None:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return None
+    _, found, rest = (read_text("/proc/cpuinfo") or "").partition("\nmodel name")
+    return rest.split("\n", 1)[0].partition(":")[2].strip() if found else None
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m raytools.node supervise --link FD`: how a Ray worker, which cannot fork, starts one."""
-    descriptor = int(arguments[arguments.index("--link") + 1])
-    detach(lambda: serve(socket.socket(fileno=descriptor)))
+    """`python -m raytools.node supervise --link IN,OUT`: how a Ray worker, which cannot fork, starts one."""
+    incoming, outgoing = map(int, arguments[arguments.index("--link") + 1].split(","))
+    for descriptor in (incoming, outgoing):
+        os.set_inheritable(descriptor, False)
+    link = Link(incoming, outgoing)
+
+    def body() -> None:
+        message = link.receive_one()
+        if message is not None:
+            serve(RunRequest(**message["request"]), message["run_id"], link, (0, 1, 2), [])
+
+    detach(body, own_session=True)
     return 0
 
 
-def detach(body: Any) -> None:
-    """Runs `body` in a process that is nobody's child, in a session of its own; returns when it is off."""
+def detach(body: Callable[[], None], own_session: bool) -> None:
+    """Runs `body` in a process that is nobody's child; returns when it is off.
+
+    Args:
+        body: what to run; the process ends with it.
+        own_session: whether to leave the terminal.
+    """
     pid = os.fork()
     if pid != 0:
         os.waitpid(pid, 0)
         return
     status = 70  # EX_SOFTWARE, should anything below fail
     try:
-        os.setsid()
+        if own_session:
+            os.setsid()
         if os.fork() == 0:
-            for number in _ENDING_SIGNALS:  # a person who pressed Ctrl-C meant the requester
+            for number in _IGNORED_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, [])
+            confine.set_name("raytools-run")
+            _survive_low_memory()
             body()
         status = 0
     finally:
         os._exit(status)
 
 
-__all__ = ["Limits", "detach", "main", "serve"]
+def _survive_low_memory() -> None:
+    """Ray's workers offer themselves to the kernel's OOM killer; a supervisor should not be its choice."""
+    with contextlib.suppress(OSError):
+        cgroup.write_file("/proc/self/oom_score_adj", "0")

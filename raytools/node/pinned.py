@@ -1,0 +1,107 @@
+"""`with raytools.pinned(cpus=1):` - exclusive CPUs for a block of work inside a Ray worker.
+
+For what is too small for a run of its own: trials of Tune, thousands of little models. The CPUs come from the
+same locks as those of runs, so nothing on this node that asks them shares one. Only CPUs are held: memory and
+time are not limited, and a program may still re-pin itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time as clock
+from collections.abc import Iterator, Sequence
+
+from raytools.node.cgroup import user_name
+from raytools.node.launch import new_run_id
+from raytools.node.locks import PINNED, BusyError, Claim, Holder, claim_any
+from raytools.node.plan_file import find_node_file, load_node
+from raytools.node.record import utc_now
+from raytools.units import parse_duration_s
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
+
+
+@contextlib.contextmanager
+def pinned(cpus: int = 1, wait: str | float = "60s") -> Iterator[list[int]]:
+    """Holds CPUs for the block and pins every thread of this process to them; restores both afterwards.
+
+    Threads and processes that are started in the block inherit its CPUs. Inside a limited run the CPUs are a
+    part of that run's own.
+
+    Args:
+        cpus: how many CPU threads.
+        wait: how long to wait for them. Among tasks that ask Ray for as many CPUs as they pin, there is
+            always one free; a `raytools run` from a shell may hold it.
+
+    Yields:
+        The numbers of the CPUs.
+
+    Raises:
+        BusyError: they did not become free in time; names who holds them.
+        ValueError: more than this process may use, or none.
+    """
+    candidates = _candidates()
+    if not 1 <= cpus <= len(candidates):
+        raise ValueError(
+            f"found cpus={cpus}, expected 1 to {len(candidates)}: this process may use {candidates}"
+        )
+    claim = _claim(candidates, cpus, parse_duration_s(wait))
+    before = _affinities()
+    try:
+        _pin({thread: set(claim.holder.cpus) for thread in before})
+        yield list(claim.holder.cpus)
+    finally:
+        usual = before.get(os.getpid()) or set(candidates)
+        _pin({thread: before.get(thread, usual) for thread in _threads()})
+        claim.release()
+
+
+def _candidates() -> list[int]:
+    """The CPUs of the node's slots that this process may use; inside a run, those of the run."""
+    allowed = os.sched_getaffinity(0)
+    if "RAYTOOLS_RUN_ID" in os.environ:
+        return sorted(allowed)
+    slots = load_node(find_node_file()).whole.cpus
+    return [cpu for cpu in slots if cpu in allowed]
+
+
+def _claim(candidates: Sequence[int], count: int, wait_s: float) -> Claim:
+    """Polls, as these blocks are short and a Ray worker has to stay interruptible."""
+    deadline, pause_s = clock.monotonic() + wait_s, _FIRST_PAUSE_S
+    holder = Holder(
+        run_id=new_run_id(),
+        pid=os.getpid(),
+        user=user_name(),
+        cpus=[],
+        memory_bytes=0,
+        command=["raytools.pinned"],
+        started_at=utc_now(),
+        kind=PINNED,
+    )
+    while True:
+        try:
+            return claim_any(holder, candidates, count)
+        except BusyError:
+            if clock.monotonic() >= deadline:
+                raise
+            clock.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _threads() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/task")]
+
+
+def _affinities() -> dict[int, set[int]]:
+    found = {}
+    for thread in _threads():
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            found[thread] = os.sched_getaffinity(thread)
+    return found
+
+
+def _pin(cpus_by_thread: dict[int, set[int]]) -> None:
+    for thread, cpus in cpus_by_thread.items():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(thread, cpus)
