@@ -33,10 +33,16 @@ _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 32, 4096, 16384, 1 << 18
 _KEPT_FLAGS = {2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
-_PR_CAPBSET_DROP = 24
+_PR_SET_SECCOMP, _PR_CAPBSET_DROP = 22, 24
 _PR_SET_CHILD_SUBREAPER = 36
 _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
+
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+# of ioctl(2): own, 32-bit programs', and on x86 those of the x32 ABI
+_IOCTL_NUMBERS = {"x86_64": (16, 54, 0x40000000 + 514), "aarch64": (29, 54)}
+_BPF_LOAD, _BPF_EQUAL, _BPF_RETURN = 0x20, 0x15, 0x06
+_SECCOMP_ALLOW, _SECCOMP_ERRNO = 0x7FFF0000, 0x00050000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -52,6 +58,7 @@ class Surroundings(Plain):
     shown: Mapping[str, str]  # cgroup mount point -> the run's own directory in it
     read_only: tuple[str, ...]  # cgroup mount points in which the run has no group of its own
     covered: tuple[str, ...]  # the same, but a process could be born in another group there (v2)
+    shares_terminal: bool
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -64,6 +71,19 @@ class _CapabilityData(ctypes.Structure):
         ("permitted", ctypes.c_uint32),
         ("inheritable", ctypes.c_uint32),
     )
+
+
+class _BpfInstruction(ctypes.Structure):
+    _fields_ = (
+        ("code", ctypes.c_uint16),
+        ("if_true", ctypes.c_uint8),
+        ("if_false", ctypes.c_uint8),
+        ("operand", ctypes.c_uint32),
+    )
+
+
+class _BpfProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.c_void_p))
 
 
 def _check(result: int, what: str) -> None:
@@ -173,6 +193,8 @@ def confine(level: str, surroundings: Surroundings) -> None:
         _mount("mqueue", "/dev/mqueue", "mqueue", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     if level == FULL:
         _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+    if surroundings.shares_terminal:
+        _forbid_typing()
     _drop_capabilities(_CAP_SYS_PTRACE, _CAP_SYS_ADMIN)
 
 
@@ -186,6 +208,30 @@ def _remount_read_only(mount_point: str) -> None:
     present = os.statvfs(mount_point).f_flag
     kept = sum(mount_flag for flag, mount_flag in _KEPT_FLAGS.items() if present & flag)
     _mount(None, mount_point, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
+
+
+def _forbid_typing() -> None:
+    """Takes away the ioctls that put characters into the terminal's input, where the shell would obey them.
+
+    Linux 6.2 can switch TIOCSTI off, but leaves it on by default. seccomp(2) compares the lower half of the
+    second argument. A shell needs neither.
+    """
+    checks = _IOCTL_NUMBERS.get(os.uname().machine, ())
+    program = [(_BPF_LOAD, 0, 0, 0)]  # the system call's number
+    for left, number in zip(range(len(checks), 0, -1), checks, strict=True):
+        program.append((_BPF_EQUAL, left, 0, number))
+    program += [
+        (_BPF_RETURN, 0, 0, _SECCOMP_ALLOW),
+        (_BPF_LOAD, 0, 0, 24),  # lower half of the second argument
+        (_BPF_EQUAL, 2, 0, _TIOCSTI),
+        (_BPF_EQUAL, 1, 0, _TIOCLINUX),
+        (_BPF_RETURN, 0, 0, _SECCOMP_ALLOW),
+        (_BPF_RETURN, 0, 0, _SECCOMP_ERRNO | 1),  # EPERM
+    ]
+    instructions = (_BpfInstruction * len(program))(*(_BpfInstruction(*each) for each in program))
+    filters = _BpfProgram(len(program), ctypes.cast(instructions, ctypes.c_void_p))
+    result = _libc.prctl(_PR_SET_SECCOMP, 2, ctypes.byref(filters), 0, 0)
+    _check(result, "prctl(PR_SET_SECCOMP)")
 
 
 def _drop_capabilities(*capabilities: int) -> None:

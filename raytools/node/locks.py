@@ -55,6 +55,9 @@ class BusyError(RefusedError):
         self.holders = list(holders)
         super().__init__(found, fix="Wait for it with --wait 10m, or see who holds what: raytools slots")
 
+    def __reduce__(self) -> tuple[type[BusyError], tuple[str, list[Holder]]]:
+        return BusyError, (self.found, self.holders)  # Ray carries it from the worker to the driver
+
 
 class Claim:
     """CPUs and memory held by this process until `release()` or its death."""

@@ -253,6 +253,7 @@ class _Supervision:
                 shown=shown,
                 read_only=tuple(point for point in hidden if point not in groups.unified_mount_points),
                 covered=tuple(point for point in hidden if point in groups.unified_mount_points),
+                shares_terminal=request.terminal_group is not None,
             ),
             shares_terminal=request.terminal_group is not None,
         )
