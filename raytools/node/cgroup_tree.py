@@ -21,7 +21,7 @@ UNIFIED = "unified"
 
 
 class Mount(Plain):
-    """One mounted cgroup hierarchy: `controllers` is empty for cgroup v2."""
+    """One mounted cgroup hierarchy; `controllers` (or `name=…`) is empty for cgroup v2."""
 
     root: str
     mount_point: str
@@ -53,6 +53,11 @@ def _unescaped(field: str) -> str:
     return field
 
 
+def _is_v1_name(name: str) -> bool:
+    """A controller, or a hierarchy without one that only has a name, as systemd's."""
+    return name in _V1_CONTROLLERS or name.startswith("name=")
+
+
 def parse_mountinfo(text: str) -> list[Mount]:
     """The cgroup mounts of a `/proc/self/mountinfo`."""
     mounts = []
@@ -63,7 +68,7 @@ def parse_mountinfo(text: str) -> list[Mount]:
             continue
         options = tail[-1].split(",")
         version = 2 if tail[0] == "cgroup2" else 1
-        names = tuple(option for option in options if option in _V1_CONTROLLERS) if version == 1 else ()
+        names = tuple(option for option in options if _is_v1_name(option)) if version == 1 else ()
         mounts.append(Mount(_unescaped(fields[3]), _unescaped(fields[4]), version, names))
     return mounts
 
@@ -79,7 +84,7 @@ def parse_own_paths(text: str) -> dict[str, str]:
         if not names:
             paths[UNIFIED] = path
         for name in filter(None, names.split(",")):
-            if name in _V1_CONTROLLERS:
+            if _is_v1_name(name):
                 paths[name] = path
     return paths
 
@@ -155,7 +160,7 @@ def locate(mountinfo: str, own_cgroup: str, read: ReadText = read_text) -> OwnCg
         unified = tuple(name for name in listed if name not in own)
         for name in unified:
             own[name], tops[name] = own[UNIFIED], tops[UNIFIED]
-    has_v1 = any(mount.controllers for mount in v1)
+    has_v1 = any(name in _V1_CONTROLLERS for mount in v1 for name in mount.controllers)
     mode = "hybrid" if has_v1 and v2 else "v1" if has_v1 else "v2" if v2 else None
     mount_points = tuple(mount.mount_point for mount in mounts)
     unified_mount_points = tuple(mount.mount_point for mount in v2)

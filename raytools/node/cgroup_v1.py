@@ -33,6 +33,11 @@ def open_driver(groups: OwnCgroups) -> DriverV1:
         RefusedError: neither is allowed.
     """
     used = [name for name in cgroup.CONTROLLERS if groups.version(name) == 1]
+    others = [name for name in groups.own if name not in used and groups.version(name) != 2]
+    if os.getuid() == 0:
+        # A run in the root of a hierarchy could mount all of it afresh in a user namespace, where root's files
+        # would be its own. Plain users are kept from making one (confine.py).
+        used += others
     own = {name: f"{groups.own[name]}/{_FOLDER}" for name in used}
     granted = {name: f"{groups.tops[name]}/{granted_folder(os.getuid())}" for name in used}
     for parents in (own, granted):
@@ -153,6 +158,8 @@ class GroupV1:
             cgroup.write_limit(f"{memory}/memory.swappiness", "0")
         if "pids" in self._directories:
             cgroup.write_limit(f"{self._directories['pids']}/pids.max", str(limits.pids))
+        if "cpu" in self._directories:  # as much weight as one task on each of its CPUs has
+            cgroup.write_limit(f"{self._directories['cpu']}/cpu.shares", str(1024 * len(limits.cpus)))
         for directory in self._distinct():
             cgroup.make_inside(directory)
         memory_nodes = _effective(os.path.dirname(cpuset), "cpuset.mems")

@@ -57,7 +57,9 @@ def collect(node: dict[str, Any] | None = None, root: str | None = None) -> Fact
         "cgroup": {
             "mode": groups.mode,
             "own": groups.own,
-            "controllers": sorted(name for name in groups.own if name != cgroup_tree.UNIFIED),
+            "controllers": sorted(
+                name for name in groups.own if name != cgroup_tree.UNIFIED and "=" not in name
+            ),
         },
         "disk": {"root": disk_facts(plan.get("root") or root or DEFAULT_ROOT), "tmp": disk_facts("/tmp")},
         "limits": limit_facts(),
