@@ -15,6 +15,7 @@ COMMANDS = {
     "workload": "raytools.node.workload_runtime",
     "call": "raytools.node.call",
     "run": "raytools.node.run",
+    "enter-main": "raytools.node.enter_main",
 }
 
 

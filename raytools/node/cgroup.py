@@ -102,6 +102,12 @@ class Group(Protocol):
     def oom_kills(self) -> int | None:
         """How many processes the memory limit killed."""
 
+    def hit_own_limit(self) -> bool:
+        """Whether its own memory limit was reached, and not that of a group above or the machine's end."""
+
+    def changed_limits(self, limits: GroupLimits) -> list[str]:
+        """What somebody outside has changed of the limits since, in words."""
+
     def usage(self) -> GroupUsage:
         """What it used so far."""
 
@@ -125,11 +131,12 @@ class Driver(Protocol):
         """
 
 
-def select_driver(groups: OwnCgroups | None = None) -> Driver:
+def select_driver(groups: OwnCgroups | None = None, scope_name: str | None = None) -> Driver:
     """The driver for the place this process runs at.
 
     Args:
         groups: where that is, if the caller knows already.
+        scope_name: on cgroup v2 under systemd, lets this process move into a scope of that name.
 
     Raises:
         RefusedError: no cgroup can be made here; the message says why and what to do.
@@ -143,7 +150,7 @@ def select_driver(groups: OwnCgroups | None = None) -> Driver:
     if UNIFIED in groups.own and 1 not in versions.values():
         from raytools.node import cgroup_v2
 
-        return cgroup_v2.open_driver(groups)
+        return cgroup_v2.open_driver(groups, scope_name)
     raise RefusedError(
         no_hierarchy(groups),
         expected="the controllers memory and cpuset together, in cgroup v2 or in cgroup v1",

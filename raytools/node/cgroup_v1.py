@@ -16,6 +16,7 @@ from raytools.errors import RefusedError
 from raytools.node import cgroup
 from raytools.node.cgroup import INSIDE, GroupLimits, GroupUsage
 from raytools.node.cgroup_tree import OwnCgroups, group_processes, read_text
+from raytools.node.cpu_list import parse_cpu_list
 
 _EFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # EFD_CLOEXEC and EFD_NONBLOCK have these values
 _FOLDER = "raytools"  # our directory below the own group: groups of runs are its children
@@ -35,8 +36,8 @@ def open_driver(groups: OwnCgroups) -> DriverV1:
     used = [name for name in cgroup.CONTROLLERS if groups.version(name) == 1]
     others = [name for name in groups.own if name not in used and groups.version(name) != 2]
     if os.getuid() == 0:
-        # A run in the root of a hierarchy could mount all of it afresh in a user namespace, where root's files
-        # would be its own. Plain users are kept from making one (confine.py).
+        # In the root of a hierarchy a run could mount all of it afresh, in a user namespace in which root's
+        # files are its own. Plain users are kept from making one (confine.py).
         used += others
     own = {name: f"{groups.own[name]}/{_FOLDER}" for name in used}
     granted = {name: f"{groups.tops[name]}/{granted_folder(os.getuid())}" for name in used}
@@ -217,6 +218,19 @@ class GroupV1:
         ]
         known = [count for count in counts if count is not None]
         return sum(known) if known else None
+
+    def hit_own_limit(self) -> bool:
+        return bool(cgroup.read_number(f"{self._directories['memory']}/memory.failcnt"))
+
+    def changed_limits(self, limits: GroupLimits) -> list[str]:
+        changed = []
+        held = cgroup.read_number(f"{self._directories['memory']}/memory.limit_in_bytes")
+        if held is None or abs(held - limits.memory_bytes) >= 1 << 16:  # the kernel rounds to pages
+            changed.append(f"memory: memory.limit_in_bytes became {held}")
+        cpus = parse_cpu_list(read_text(f"{self._directories['cpuset']}/cpuset.cpus") or "")
+        if cpus != sorted(limits.cpus):
+            changed.append(f"cpu: cpuset.cpus became {cpus}")
+        return changed
 
     def usage(self) -> GroupUsage:
         return GroupUsage(

@@ -1,8 +1,8 @@
 """cgroup v2: one directory with all controllers.
 
 Runs need a place where this process may make groups and where no process sits directly (the kernel's
-no-internal-process rule): beside the leaf `main` that a delegated unit moves itself into, or, for root,
-`raytools.slice` at the top. Files: the kernel's admin-guide/cgroup-v2.rst.
+no-internal-process rule): beside the leaf `main` that a delegated unit moves itself into, else in a scope of
+their own that systemd makes for them. Files: the kernel's admin-guide/cgroup-v2.rst.
 """
 
 from __future__ import annotations
@@ -11,18 +11,23 @@ import contextlib
 import os
 
 from raytools.errors import RefusedError
-from raytools.node import cgroup
+from raytools.node import cgroup, systemd_scope
 from raytools.node.cgroup import INSIDE, GroupLimits, GroupUsage
-from raytools.node.cgroup_tree import UNIFIED, OwnCgroups, group_processes, read_text
+from raytools.node.cgroup_tree import UNIFIED, OwnCgroups, group_processes, locate_self, read_text
+from raytools.node.cpu_list import parse_cpu_list
 from raytools.node.fairness import pressure_s
 
 MAIN_LEAF = "main"  # where a delegated unit's own processes live
-_TOP_FOLDER = "raytools.slice"
+_TOP_FOLDER = "raytools"
 _NEEDED = ("cpuset", "cpu", "memory", "pids")
 
 
-def open_driver(groups: OwnCgroups) -> DriverV2:
+def open_driver(groups: OwnCgroups, scope_name: str | None) -> DriverV2:
     """A driver at the place where this process may make groups.
+
+    Args:
+        groups: where this process is.
+        scope_name: lets it move into a scope of that name, where it has no place yet.
 
     Raises:
         RefusedError: there is none, or controllers are not delegated to it.
@@ -34,21 +39,55 @@ def open_driver(groups: OwnCgroups) -> DriverV2:
             expected="a place outside of another limited run or unprivileged container",
             fix="Start the run from outside of it",
         )
-    if os.path.basename(own) == MAIN_LEAF and _may_make(os.path.dirname(own)):
-        parent = os.path.dirname(own)
-    elif os.getuid() == 0:
-        parent = f"{top}/{_TOP_FOLDER}"
-        _delegate(top)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(parent)
-    else:
-        raise RefusedError(
-            f"cgroup v2: {own} is not delegated to {cgroup.user_name()}",
-            expected="a delegated unit whose processes sit in its leaf 'main'",
-            fix=f"Allow it once with: {cgroup.grant_command()}",
-        )
+    parent = os.path.dirname(own)
+    if os.path.basename(own) != MAIN_LEAF or not _may_make(parent):
+        parent = _new_parent(own, top, scope_name)
     _delegate(parent)
     return DriverV2(parent, top)
+
+
+def _new_parent(own: str, top: str, scope_name: str | None) -> str:
+    """A group of our own: systemd's scope, or, for root without systemd, a folder at the top.
+
+    Where systemd is, even root asks it: it takes the controllers away from what it does not know of.
+    """
+    if scope_name is not None and systemd_scope.is_available():
+        parent = systemd_scope.enter(scope_name)
+        leaf = f"{parent}/{MAIN_LEAF}"
+        cgroup.make_directory(leaf)
+        cgroup.write_limit(f"{leaf}/cgroup.procs", "0")
+        return parent
+    if os.getuid() == 0 and not os.path.isdir("/run/systemd/system"):
+        _delegate(top)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{top}/{_TOP_FOLDER}")
+        return f"{top}/{_TOP_FOLDER}"
+    if _may_make(own):
+        raise RefusedError(
+            f"cgroup v2: {own} is delegated, but its processes sit directly in it",
+            expected=f"them to sit in its leaf '{MAIN_LEAF}' (the kernel's no-internal-process rule)",
+            fix="Start the unit's program through: python -m raytools.node enter-main PROGRAM",
+        )
+    raise RefusedError(
+        f"cgroup v2: {own} is not delegated to {cgroup.user_name()}, and there is no service manager to ask "
+        f"for a scope ({systemd_scope.manager_socket()})",
+        expected="a delegated unit, or the user's own service manager",
+        fix=f"Allow it once with: {cgroup.grant_command()}",
+    )
+
+
+def enter_main() -> None:
+    """Moves this process into the leaf `main` of its group, if that is cgroup v2 and delegated.
+
+    For the first process of a unit with Delegate=: before systemd 254 (DelegateSubgroup=) only it can.
+    """
+    groups = locate_self()
+    own = groups.own.get(UNIFIED)
+    if own is None or groups.version("memory") != 2 or os.path.basename(own) == MAIN_LEAF:
+        return
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(f"{own}/{MAIN_LEAF}")
+    cgroup.write_file(f"{own}/{MAIN_LEAF}/cgroup.procs", "0")
 
 
 def _may_make(parent: str) -> bool:
@@ -112,13 +151,34 @@ class GroupV2:
 
     def limit(self, limits: GroupLimits) -> None:
         """Sets all limits and makes the level for the processes; a refused file is named in the error."""
-        cgroup.write_limit(f"{self._directory}/cpuset.cpus", ",".join(map(str, limits.cpus)))
+        self._limit_cpus(limits.cpus)
         cgroup.write_limit(f"{self._directory}/memory.max", str(limits.memory_bytes))
         if os.path.exists(f"{self._directory}/memory.swap.max"):  # absent without swap accounting
             cgroup.write_limit(f"{self._directory}/memory.swap.max", "0")
         cgroup.write_limit(f"{self._directory}/memory.oom.group", "1")
         cgroup.write_limit(f"{self._directory}/pids.max", str(limits.pids))
         cgroup.make_inside(self._directory)
+
+    def _limit_cpus(self, cpus: tuple[int, ...]) -> None:
+        cgroup.write_limit(f"{self._directory}/cpuset.cpus", ",".join(map(str, cpus)))
+        # the kernel takes any number here, and gives what the groups above allow
+        effective = parse_cpu_list(read_text(f"{self._directory}/cpuset.cpus.effective") or "")
+        if effective != sorted(cpus):
+            raise RefusedError(
+                f"cgroup v2: of the CPUs {list(cpus)}, the groups above {self._directory} allow {effective}",
+                expected="all of the slot's CPUs",
+                fix="Plan again with what this node may use: ansible-playbook playbooks/node.yml",
+            )
+
+    def changed_limits(self, limits: GroupLimits) -> list[str]:
+        held = (read_text(f"{self._directory}/memory.max") or "").strip()
+        changed = []
+        if not held.isdigit() or abs(int(held) - limits.memory_bytes) >= 1 << 16:  # it rounds to pages
+            changed.append(f"memory: memory.max became {held or None}")
+        effective = parse_cpu_list(read_text(f"{self._directory}/cpuset.cpus.effective") or "")
+        if effective != sorted(limits.cpus):
+            changed.append(f"cpu: cpuset.cpus.effective became {effective}")
+        return changed
 
     def entrances(self) -> list[str]:
         return [f"{self._directory}/{INSIDE}/cgroup.procs"]
@@ -146,7 +206,12 @@ class GroupV2:
         return cgroup.read_pairs(f"{self._directory}/memory.stat").get("anon")
 
     def oom_kills(self) -> int | None:
-        return cgroup.read_pairs(f"{self._directory}/memory.events").get("oom_kill")
+        events = cgroup.read_pairs(f"{self._directory}/memory.events")
+        # a kill of the whole group is counted for its members and once more for the first of them
+        return events.get("oom_group_kill") or events.get("oom_kill")
+
+    def hit_own_limit(self) -> bool:
+        return bool(cgroup.read_pairs(f"{self._directory}/memory.events.local").get("oom"))
 
     def usage(self) -> GroupUsage:
         cpu = cgroup.read_pairs(f"{self._directory}/cpu.stat")

@@ -106,13 +106,10 @@ def table(proofs: Sequence[Proof], fix: str | None) -> list[str]:
 
 def prove(node: Node, node_file: str | None) -> tuple[list[Proof], str | None]:
     """Real runs, one limit each. Returns the proofs and the command that allows what is missing."""
-    fix = None
-    try:
-        cgroup.select_driver()
-        enforce = STRICT
-    except RefusedError as error:
-        enforce, fix = BEST_EFFORT, cgroup.grant_command()
-        refusal = error.found
+    enforce, fix = STRICT, None
+    first, _ = _run(node_file, STRICT, "")
+    if first.outcome == REFUSED:
+        enforce, fix, refusal = BEST_EFFORT, cgroup.grant_command(), first.message
     proofs = [
         _cpu(node, node_file, enforce),
         _memory(node_file, enforce),

@@ -196,12 +196,15 @@ def _prepare_and_become(command: Command, level: str, gate: int, report: int) ->
     confine.die_with_parent()
     try:
         _enter_group(command.group_files)
+        if command.cpus:
+            os.sched_setaffinity(0, command.cpus)
     except OSError as error:
-        tell(refused=f"cannot enter the cgroup {error.filename}: {error.strerror}")
+        what = (
+            f"enter the cgroup {error.filename}" if error.filename else f"use the CPUs {list(command.cpus)}"
+        )
+        tell(refused=f"the command's process cannot {what}: {error.strerror}")
         return
     _default_priority()
-    if command.cpus:
-        os.sched_setaffinity(0, command.cpus)
     if level != NOTHING:
         try:
             confine.confine(level, command.surroundings)

@@ -10,6 +10,8 @@ Namespaces (namespaces(7)), made in one clone(2), for a plain user through a use
 - IPC: System V and POSIX shared memory and queues end with the run.
 - cgroup: the run sees its own group as the root.
 
+Sockets of services that start programs for others (systemd, D-Bus, container engines) are covered.
+
 CAP_SYS_ADMIN would undo the mounts and CAP_SYS_PTRACE would let root look into processes outside: both are
 dropped. This holds programs, not a root that means harm: that one can still load a kernel module.
 """
@@ -38,6 +40,14 @@ _PR_SET_CHILD_SUBREAPER = 36
 _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 19, 21
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
+_SERVICE_SOCKETS = (
+    "/run/systemd/private",
+    "/run/dbus/system_bus_socket",
+    "/run/docker.sock",
+    "/run/podman/podman.sock",
+    "/run/containerd/containerd.sock",
+    "/run/crio/crio.sock",
+)
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
 # of ioctl(2): own, 32-bit programs', and on x86 those of the x32 ABI
 _IOCTL_NUMBERS = {"x86_64": (16, 54, 0x40000000 + 514), "aarch64": (29, 54)}
@@ -189,6 +199,7 @@ def confine(level: str, surroundings: Surroundings) -> None:
     if os.path.isdir("/dev/shm"):
         options = f"size={surroundings.memory_bytes},mode=1777"
         _mount("tmpfs", "/dev/shm", "tmpfs", _MS_NOSUID | _MS_NODEV, options)
+    _hide_services()
     if os.path.isdir("/dev/mqueue"):
         _mount("mqueue", "/dev/mqueue", "mqueue", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
     if level == FULL:
@@ -196,6 +207,16 @@ def confine(level: str, surroundings: Surroundings) -> None:
     if surroundings.shares_terminal:
         _forbid_typing()
     _drop_capabilities(_CAP_SYS_PTRACE, _CAP_SYS_ADMIN)
+
+
+def _hide_services() -> None:
+    """Covers the sockets of services that would start a program outside for whoever asks."""
+    own = f"/run/user/{os.getuid()}"
+    if os.path.isdir(own):
+        _mount("tmpfs", own, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0700")
+    for path in _SERVICE_SOCKETS:
+        if os.path.exists(path):
+            _mount(os.devnull, path, None, _MS_BIND)
 
 
 def _mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from raytools.node import cgroup_tree, facts_cgroup, facts_cpu
 from raytools.node.cgroup_tree import read_text
+from raytools.node.cpu_list import parse_cpu_list
 
 SCHEMA = "raytools.facts/1"
 DEFAULT_ROOT = "/opt/raytools"
@@ -76,11 +77,9 @@ def cpu_facts(cpuinfo: str, groups: cgroup_tree.OwnCgroups) -> Facts:
     """CPUs that exist, and those this process may use: affinity, cpuset, online and quota."""
     model, ids = facts_cpu.parse_cpuinfo(cpuinfo)
     affinity = sorted(os.sched_getaffinity(0))
-    online = (
-        facts_cpu.parse_cpu_list(read_text("/sys/devices/system/cpu/online") or "") or sorted(ids) or None
-    )
-    present = facts_cpu.parse_cpu_list(read_text("/sys/devices/system/cpu/present") or "")
-    cpuset = facts_cpu.parse_cpu_list(facts_cgroup.cpuset_text(groups) or "")
+    online = parse_cpu_list(read_text("/sys/devices/system/cpu/online") or "") or sorted(ids) or None
+    present = parse_cpu_list(read_text("/sys/devices/system/cpu/present") or "")
+    cpuset = parse_cpu_list(facts_cgroup.cpuset_text(groups) or "")
     quota = facts_cgroup.quota_cpus(groups)
     allowed = allowed_cpus(affinity, cpuset, online)
     return {

@@ -7,22 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from raytools.node.cgroup_tree import ReadText, read_text
+from raytools.node.cpu_list import parse_cpu_list
 
 _CPU = "/sys/devices/system/cpu"
 _NUMA = "/sys/devices/system/node"
 
 Thread = dict[str, "int | None"]
-
-
-def parse_cpu_list(text: str) -> list[int] | None:
-    """CPU numbers of the kernel's list form `0-3,8`; None if it is empty or not such a list."""
-    numbers: set[int] = set()
-    for part in text.strip().split(","):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
-        if match is None:
-            return None
-        numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return sorted(numbers)
 
 
 def parse_cpuinfo(text: str) -> tuple[str | None, dict[int, tuple[int | None, int | None]]]:

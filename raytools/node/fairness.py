@@ -81,7 +81,13 @@ def pressure_s(path: str) -> float | None:
     return int(total) * 1e-6 if total.isdigit() else None
 
 
-def judge(before: Snapshot, after: Snapshot, record: Record, group_pressure_s: float | None) -> Fairness:
+def judge(
+    before: Snapshot,
+    after: Snapshot,
+    record: Record,
+    group_pressure_s: float | None,
+    memory_ran_out_above: bool = False,
+) -> Fairness:
     """The verdict over a finished run; expects `limits`, `enforced` and `used` to be filled in.
 
     Args:
@@ -89,6 +95,7 @@ def judge(before: Snapshot, after: Snapshot, record: Record, group_pressure_s: f
         after: when its group was empty.
         record: of the run; `used.throttled_s` of its own group is added to that of the groups above.
         group_pressure_s: the run's own CPU pressure (cgroup v2); None takes the node's.
+        memory_ran_out_above: whether it was killed without having reached its own memory limit.
     """
     cpu_time_s = (record.used.wall_s or 0.0) * (record.limits.cpus or 1)
     steal_s = after.steal_s - before.steal_s
@@ -103,6 +110,8 @@ def judge(before: Snapshot, after: Snapshot, record: Record, group_pressure_s: f
     if record.used.cpu_s is not None:
         outside_s = max(0.0, after.busy_s - before.busy_s - record.used.cpu_s)
     reasons = _reasons(record, cpu_time_s, outside_s, steal_s, swapped)
+    if memory_ran_out_above:
+        reasons.append("a group above or the machine ran out of memory")
     return Fairness(
         verdict="tainted" if reasons else "comparable",
         reasons=reasons,

@@ -1,7 +1,8 @@
 """`raytools grant`: lets a plain user make cgroups for runs. Needs root, and is undone by `--revoke`.
 
 cgroup v1 has no delegation of its own: a subtree of each controller is made and given to the user; it is
-gone after a reboot. cgroup v2 with systemd delegates: a drop-in adds the controllers to user sessions.
+gone after a reboot. cgroup v2 with systemd delegates: a drop-in gives the user's service manager the
+controllers, and runs get scopes from it. Lingering keeps that manager, and with it runs, beyond the logout.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from raytools.node import cgroup
 from raytools.node.cgroup_tree import locate_self
 from raytools.node.cgroup_v1 import granted_folder, inherit_cpuset
 
-_DROP_IN = Path("/etc/systemd/system/user@.service.d/50-raytools.conf")
-_DROP_IN_TEXT = "# written by: raytools grant\n[Service]\nDelegate=cpuset cpu memory pids\n"
+_DROP_IN = "/etc/systemd/system/user@{uid}.service.d/50-raytools.conf"
+_DROP_IN_TEXT = "# written by: raytools grant{lingering}\n[Service]\nDelegate=cpuset cpu memory pids\n"
+_LINGERS = ", which enabled lingering"
 _OWNED_FILES = ("cgroup.procs", "tasks")
 
 
@@ -32,10 +34,7 @@ def grant(user: str) -> list[str]:
     if tops := _v1_mount_points():
         return [_give(top, name, account) for name, top in tops.items()]
     if Path("/run/systemd/system").is_dir():
-        _DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-        _DROP_IN.write_text(_DROP_IN_TEXT)
-        subprocess.run(["systemctl", "daemon-reload"], check=True)
-        return [f"wrote {_DROP_IN}", f"{user} has to log in again for it to take effect"]
+        return _delegate(account)
     raise RaytoolsError(
         "this machine has neither cgroup v1 controllers nor cgroup v2 under systemd",
         expected="one of them",
@@ -63,11 +62,56 @@ def revoke(user: str) -> list[str]:
                     fix="See them with: raytools slots",
                 ) from error
             done.append(f"{name}: removed {folder}")
-    if _DROP_IN.exists():
-        _DROP_IN.unlink()
-        subprocess.run(["systemctl", "daemon-reload"], check=True)
-        done.append(f"removed {_DROP_IN}")
+    return [*done, *_take_back(account)]
+
+
+def _delegate(account: pwd.struct_passwd) -> list[str]:
+    drop_in = Path(_DROP_IN.format(uid=account.pw_uid))
+    lingered = Path(f"/var/lib/systemd/linger/{account.pw_name}").exists()
+    already = drop_in.exists() and _LINGERS in drop_in.read_text()
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text(_DROP_IN_TEXT.format(lingering="" if lingered and not already else _LINGERS))
+    _systemctl("daemon-reload")
+    done = [f"wrote {drop_in}"]
+    if not lingered:
+        _do("loginctl", "enable-linger", account.pw_name)
+        done.append(f"{account.pw_name}'s service manager now runs without a login (loginctl enable-linger)")
+    _reexecute_manager(account)
     return done
+
+
+def _take_back(account: pwd.struct_passwd) -> list[str]:
+    drop_in = Path(_DROP_IN.format(uid=account.pw_uid))
+    if not drop_in.exists():
+        return []
+    lingers = _LINGERS in drop_in.read_text()
+    drop_in.unlink()
+    with contextlib.suppress(OSError):  # somebody else has a drop-in there
+        drop_in.parent.rmdir()
+    _systemctl("daemon-reload")
+    done = [f"removed {drop_in}"]
+    if lingers:
+        _do("loginctl", "disable-linger", account.pw_name)
+        done.append("disabled lingering")
+    _reexecute_manager(account)
+    return done
+
+
+def _reexecute_manager(account: pwd.struct_passwd) -> None:
+    """A running manager learns of new controllers only so; sessions and scopes survive it."""
+    unit = f"user@{account.pw_uid}.service"
+    if subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False).returncode == 0:
+        _systemctl("kill", "--kill-whom=main", "--signal=RTMIN+25", unit)
+
+
+def _systemctl(*arguments: str) -> None:
+    _do("systemctl", *arguments)
+
+
+def _do(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RaytoolsError(f"{' '.join(command)} failed: {done.stderr.strip() or done.returncode}")
 
 
 def _account(user: str) -> pwd.struct_passwd:

@@ -13,6 +13,7 @@ from raytools.node.record import Limits
 # Preset counts would make every num_cpus=1 task of the private Ray use all CPUs of the slot; without them
 # libraries count the affinity mask, which is right, and Ray sets OMP_NUM_THREADS per task.
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+_SERVICES = ("DBUS_SESSION_BUS_ADDRESS", "DOCKER_HOST")  # would start programs outside of the run
 _OBJECT_STORE_SHARE = 0.3
 _AUTOGLUON_SHARE = 0.9
 
@@ -38,7 +39,7 @@ def inside_environment(
     kept = {
         name: value
         for name, value in outer.items()
-        if not name.startswith("RAY_") and name not in _THREAD_COUNTS
+        if not name.startswith("RAY_") and name not in _THREAD_COUNTS and name not in _SERVICES
     }
     own = {
         "RAYTOOLS_RUN_ID": run_id,

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from raytools.errors import RaytoolsError
-from raytools.node import facts, facts_cpu, inspect_processes
+from raytools.node import facts, inspect_processes
 from raytools.node.cgroup_tree import read_text
+from raytools.node.cpu_list import parse_cpu_list
 from raytools.node.inspect_processes import Process, Ray, user_name
 
 SCHEMA = "raytools.inspection/1"
@@ -152,7 +153,7 @@ def _replaced(pid: int) -> bool | None:
 
 def _cpus_allowed(status: str) -> list[int] | None:
     match = re.search(r"^Cpus_allowed_list:\s*(\S+)$", status, re.MULTILINE)
-    return facts_cpu.parse_cpu_list(match[1]) if match else None
+    return parse_cpu_list(match[1]) if match else None
 
 
 def _other_ray(ray: Ray, every: Mapping[int, Process]) -> Found:

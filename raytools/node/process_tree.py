@@ -68,6 +68,13 @@ class ProcessTree:
     def oom_kills(self) -> int | None:
         return 1 if self._over_limit else 0
 
+    def hit_own_limit(self) -> bool:
+        return True
+
+    def changed_limits(self, limits: cgroup.GroupLimits) -> list[str]:
+        del limits
+        return []
+
     def usage(self) -> GroupUsage:
         total_bytes = 0
         for process in self._members():

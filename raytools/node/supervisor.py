@@ -97,6 +97,7 @@ class _Supervision:
         node = load_node(self.request.node_file)
         groups = locate_self()
         driver = self._driver(groups)
+        groups = locate_self()  # the driver may have moved this process into a scope
         with contextlib.ExitStack() as undo:
             slot, claim = self._claim(node, driver)
             undo.callback(claim.release)
@@ -112,7 +113,7 @@ class _Supervision:
 
     def _driver(self, groups: OwnCgroups) -> cgroup.Driver | None:
         try:
-            return cgroup.select_driver(groups)
+            return cgroup.select_driver(groups, scope_name=f"raytools-{self.record.run_id}")
         except RefusedError as error:
             if self.request.enforce != BEST_EFFORT:
                 raise RefusedError(
@@ -188,21 +189,21 @@ class _Supervision:
                 ) from error
 
     def _group(self, driver: cgroup.Driver | None) -> cgroup.Group:
-        limits, enforced = self.record.limits, self.record.enforced
-        assert limits.cpu_set is not None
-        assert limits.memory_bytes is not None
-        assert limits.pids is not None
+        enforced = self.record.enforced
         if driver is None:
-            tree = _process_tree(limits.memory_bytes)
+            tree = _process_tree(self._limits().memory_bytes)
             enforced.cpu, enforced.memory, enforced.time = "affinity", "polled", tree.kill_method
             enforced.missing += tree.missing
             return tree
-        wanted = cgroup.GroupLimits(tuple(limits.cpu_set), limits.memory_bytes, limits.pids)
-        group = driver.create(self.name, wanted)
+        group = driver.create(self.name, self._limits())
         enforced.cpu = enforced.memory = group.kind
         enforced.time = group.kill_method
         enforced.missing += group.missing
         return group
+
+    def _limits(self) -> cgroup.GroupLimits:
+        limits = self.record.limits
+        return cgroup.GroupLimits(tuple(limits.cpu_set or ()), limits.memory_bytes or 0, limits.pids or 0)
 
     def _start_and_watch(self, group: cgroup.Group, node: Node, groups: OwnCgroups, temporary: str) -> None:
         record, limits = self.record, self.record.limits
@@ -223,10 +224,12 @@ class _Supervision:
         record.used.wall_s = round(time.monotonic() - started, 4)
         record.used.processes_swept, record.used.processes_left = swept, left
         usage = group.usage()
+        record.enforced.missing += group.changed_limits(self._limits())
         watch.note_oom_kills(usage.oom_kills)
         self._measure(usage, prepared_s, watch.anon_peak_bytes)
         after = fairness.snapshot(limits.cpu_set or [], groups)
-        record.fairness = fairness.judge(before, after, record, usage.cpu_pressure_s)
+        ran_out_above = bool(usage.oom_kills) and not group.hit_own_limit()
+        record.fairness = fairness.judge(before, after, record, usage.cpu_pressure_s, ran_out_above)
         self._conclude(watch)
 
     def _start(self, group: cgroup.Group, node: Node, groups: OwnCgroups, temporary: str) -> child.Process:

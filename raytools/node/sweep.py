@@ -104,8 +104,10 @@ def _kill_group(directory: str, owner: int) -> int:
         lambda: group_processes(directory), lambda: cgroup.kill_directory(directory)
     )
     cgroup.remove_directory(directory)
-    with contextlib.suppress(OSError):  # other runs are still in it
-        os.rmdir(os.path.dirname(directory))
+    parent = os.path.dirname(directory)
+    if os.path.basename(parent) == "raytools":
+        with contextlib.suppress(OSError):  # other runs are still in it
+            os.rmdir(parent)
     return found
 
 

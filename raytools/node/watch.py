@@ -140,7 +140,11 @@ class Watch:
             self.end.message = f"ended on request ({signal.Signals(number).name})"
 
     def _note_oom(self) -> None:
-        self._note(OOM, f"exceeded {format_size(self._limits.memory_bytes or 0)} of memory")
+        limit = format_size(self._limits.memory_bytes or 0)
+        if self._group.hit_own_limit():
+            self._note(OOM, f"exceeded {limit} of memory")
+        else:
+            self._note(OOM, f"killed inside its {limit} of memory: a group above or the machine had no more")
 
     def _note(self, cause: str, message: str | None) -> None:
         """The first cause counts."""
