@@ -151,6 +151,7 @@ class GroupV1:
         """Sets all limits and makes the level for the processes; a refused file is named in the error."""
         cpuset, memory = self._directories["cpuset"], self._directories["memory"]
         _share_below(memory)
+        _let_the_kernel_kill(memory)
         cgroup.write_limit(f"{memory}/memory.limit_in_bytes", str(limits.memory_bytes))
         if os.path.exists(f"{memory}/memory.memsw.limit_in_bytes"):
             # memory + swap = memory: no swap at all
@@ -256,6 +257,13 @@ def _share_below(memory: str) -> None:
     switch = f"{memory}/memory.use_hierarchy"
     if cgroup.read_number(switch) == 0:
         cgroup.write_limit(switch, "1")
+
+
+def _let_the_kernel_kill(memory: str) -> None:
+    """A group inherits that its OOM killer is off: everything in it would hang at the limit instead."""
+    control = f"{memory}/memory.oom_control"
+    if cgroup.read_pairs(control).get("oom_kill_disable") == 1:
+        cgroup.write_limit(control, "0")
 
 
 def _scaled(directory: str | None, file: str, factor: float) -> float | None:

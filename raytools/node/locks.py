@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator, Sequence
 
 from raytools.errors import RaytoolsError, RefusedError
@@ -113,14 +114,31 @@ def _default_directory() -> str:
 
 
 def open_lock(path: str) -> int:
-    """A descriptor to lock. Read-only is enough for flock, so one user's file serves all others."""
+    """A descriptor to lock. Read-only is enough for flock, so one user's file serves all others.
+
+    Raises:
+        RaytoolsError: somebody has put something else there.
+    """
     while True:
-        with contextlib.suppress(FileNotFoundError):
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        with contextlib.suppress(FileExistsError):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-            os.fchmod(descriptor, 0o644)  # whatever the umask
-            return descriptor
+        try:
+            # not waiting for the writer of a FIFO, should it be one
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return descriptor
+            os.close(descriptor)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+                os.fchmod(descriptor, 0o644)  # whatever the umask
+                return descriptor
+            continue
+        except OSError:  # a link, or not readable
+            pass
+        raise RaytoolsError(
+            f"{path} is not a file that {user_name()} may lock",
+            expected="a lock file of raytools",
+            fix=f"Look whose it is, and remove it: sudo rm {path}",
+        )
 
 
 def try_lock(descriptor: int) -> bool:
@@ -250,20 +268,37 @@ def _held_files() -> Iterator[tuple[Holder, str, bool]]:
     for name in sorted(os.listdir(folder)):
         path = f"{folder}/{name}"
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            continue  # released between the listing and now
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue  # released between the listing and now, or nothing of ours: anybody may write here
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                continue
             alive = not _try_shared(descriptor)
             text = os.read(descriptor, 1 << 20)
         finally:
             os.close(descriptor)
-        try:
-            yield Holder(**json.loads(text)), path, alive
-        except (ValueError, TypeError):
-            # Written in one go under the mutex, so this is no race: somebody else's file. The CPU locks
-            # still hold; only its owner's name is unknown.
-            continue
+        with contextlib.suppress(ValueError, TypeError, AttributeError):
+            # A holder's file is written in one go under the mutex, so what cannot be read is somebody else's.
+            # The CPU locks hold without it.
+            yield _checked(Holder(**json.loads(text))), path, alive
+
+
+def _checked(holder: Holder) -> Holder:
+    """The holder, if its fields are what they should be.
+
+    Raises:
+        ValueError: they are not.
+    """
+    texts = (holder.run_id, holder.user, holder.started_at, holder.kind, holder.record_path or "")
+    numbers = (holder.pid, holder.memory_bytes, *holder.cpus)
+    lists = [holder.command, *holder.traces.values()]
+    good = all(isinstance(text, str) for text in texts)
+    good = good and all(isinstance(number, int) for number in numbers)
+    good = good and all(isinstance(one, list) and all(isinstance(t, str) for t in one) for one in lists)
+    if not good:
+        raise ValueError("not a holder's file")
+    return holder
 
 
 def _try_shared(descriptor: int) -> bool:

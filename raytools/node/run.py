@@ -17,7 +17,7 @@ from raytools.node import launch
 from raytools.node.plan_file import find_node_file
 from raytools.node.record import FAILED, KILLED, LOST, OK, OOM, REFUSED, TIMEOUT, Record
 from raytools.node.request import ALL_SLOTS, BEST_EFFORT, STRICT, RunRequest
-from raytools.node.terminal import ForwardedSignals, Terminal, own_terminal
+from raytools.node.terminal import ForwardedSignals, Terminal, die_of, own_terminal
 from raytools.units import format_duration, parse_duration_s, parse_size_bytes
 
 TYPE_CHECKING = False
@@ -171,11 +171,11 @@ def _request(options: argparse.Namespace, node_file: str | None) -> RunRequest:
 def _run(request: RunRequest) -> int:
     terminal = own_terminal()
     request.terminal_group = os.getpgrp() if terminal else None
-    with terminal or contextlib.nullcontext(), ForwardedSignals() as signals:
+    with terminal or contextlib.nullcontext(), ForwardedSignals(terminal is not None) as signals:
         run = launch.start(request, passes_descriptors=True)
         while not run.link.closed:
             if run.wait_for_more(signals.fileno()):
-                signals.pass_on(run, in_terminal=terminal is not None)
+                signals.pass_on(run)
             else:
                 run.take(run.link.receive(0), lambda event: _on_event(event, terminal))
         run.link.close()
@@ -183,6 +183,8 @@ def _run(request: RunRequest) -> int:
         if terminal is not None and record.signal is None and record.outcome not in (OK, FAILED):
             terminal.restore()
     _explain(record)
+    if terminal is not None and record.signal == signal.SIGINT:
+        die_of(signal.SIGINT)
     return exit_code(record)
 
 

@@ -212,7 +212,8 @@ class _Supervision:
         process = self._start(group, node, groups, temporary)
         main = group.processes(besides=process.init)[0]  # it waits to be released, alone in its group
         prepared_s = group.cpu_s() or 0.0  # by the process that becomes the command
-        watch = Watch(group, process, main, self.link, limits, raylet)
+        in_terminal = self.request.terminal_group is not None
+        watch = Watch(group, process, main, self.link, limits, raylet, in_terminal)
         started = time.monotonic()
         try:
             watch.end.message = process.release()

@@ -51,7 +51,7 @@ def sweep() -> list[Swept]:
             _unlink(path)
             problem = f"{left[0]} cannot be removed" if left else None
             swept.append(Swept(holder.run_id, processes, problem))
-        except OSError as error:
+        except (OSError, ValueError, TypeError, KeyError) as error:  # the last three: not our record
             swept.append(Swept(holder.run_id, 0, str(error)))
     return swept
 

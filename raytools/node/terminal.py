@@ -2,8 +2,9 @@
 
 The command shares the requester's session and process group. So the kernel delivers Ctrl-C, Ctrl-Z, Ctrl-\\
 and changes of the window's size to it directly, and job control of the shell works on both. What is left to
-do: not to send a second time what the terminal has sent, to stop when the command was stopped by somebody
-else, and to bring the terminal back when the command was killed in the middle of a full-screen display.
+do: not to send a second time what the whole group was sent, to stop when the command was stopped by somebody
+else, to bring the terminal back when the command was killed in the middle of a full-screen display, and to
+die of Ctrl-C as the command did, so that a shell's loop ends.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ctypes
 import os
 import signal
 import struct
+import time
 
 from raytools.node.cgroup_tree import read_text
 from raytools.node.launch import SupervisedRun
@@ -32,12 +34,21 @@ _FORWARDED: dict[int, bool] = {
     signal.SIGWINCH: True,
 }
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # SFD_CLOEXEC and SFD_NONBLOCK have these values
-_SIGINFO_BYTES = 128  # of struct signalfd_siginfo (signalfd(2)); signo and code are its 1st and 3rd numbers
+_SIGINFO_BYTES = 128  # of struct signalfd_siginfo (signalfd(2)); its first numbers: signo, errno, code, pid
+_ECHO_S = 0.2
+_GROUP_LOOP_S = 0.01  # the kernel walks through a group; its members do not get the signal at one instant
 _SI_KERNEL = 0x80  # sent by the kernel: for these signals, by the terminal
 
 
 class ForwardedSignals:
-    """Signals for the run: blocked, and read from a descriptor that tells who sent them (signalfd(2))."""
+    """Signals for the run: blocked, and read from a descriptor that tells who sent them.
+
+    In a terminal, what was sent to the whole process group has reached the command already.
+    """
+
+    def __init__(self, in_terminal: bool) -> None:
+        self._in_terminal = in_terminal
+        self._last = (0, 0, 0.0)  # signal, sender, when
 
     def __enter__(self) -> ForwardedSignals:
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
@@ -49,9 +60,12 @@ class ForwardedSignals:
         self._descriptor = int(libc.signalfd(-1, mask, _SFD_FLAGS))
         if self._descriptor < 0:
             raise OSError(ctypes.get_errno(), "signalfd")
+        self._sentinel = _Sentinel() if self._in_terminal else None
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._sentinel is not None:
+            self._sentinel.end()
         os.close(self._descriptor)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
@@ -59,13 +73,52 @@ class ForwardedSignals:
         """The descriptor to wait on."""
         return self._descriptor
 
-    def pass_on(self, run: SupervisedRun, in_terminal: bool) -> None:
-        """Sends what has come to the run; what its terminal has sent to it already only counts."""
+    def pass_on(self, run: SupervisedRun) -> None:
+        """Sends what has come to the run; what has reached the command already only counts."""
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._descriptor, _SIGINFO_BYTES):
-                number, _errno, code = struct.unpack_from("=Iii", data)
-                delivered = in_terminal and code == _SI_KERNEL
-                run.signal(number, group=_FORWARDED[number], delivered=delivered)
+                number, _errno, code, sender = struct.unpack_from("=Iiii", data)
+                delivered = self._sentinel is not None and self._sentinel.got(number)
+                if code == _SI_KERNEL or not self._is_echo(number, sender):
+                    run.signal(number, group=_FORWARDED[number], delivered=delivered)
+
+    def _is_echo(self, number: int, sender: int) -> bool:
+        """timeout(1) sends to its child and then to the group: that is asking once, not twice."""
+        before, self._last = self._last, (number, sender, time.monotonic())
+        return before[:2] == (number, sender) and self._last[2] - before[2] < _ECHO_S
+
+
+class _Sentinel:
+    """A process beside this one in its group: what it gets too was sent to the group."""
+
+    def __init__(self) -> None:
+        ask_read, self._ask = os.pipe()
+        self._answer, answer_write = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            for descriptor in (0, 1, 2, self._ask, self._answer):
+                os.close(descriptor)
+            try:
+                while asked := os.read(ask_read, 1):
+                    got = signal.sigtimedwait(asked, _GROUP_LOOP_S) is not None
+                    os.write(answer_write, b"y" if got else b"n")
+            finally:
+                os._exit(0)
+        os.close(ask_read)
+        os.close(answer_write)
+
+    def got(self, number: int) -> bool:
+        """Whether the signal came to the group; asked for each signal, so that none stays pending."""
+        with contextlib.suppress(BrokenPipeError):  # killed, with whatever else was in the group
+            os.write(self._ask, bytes([number]))
+            return os.read(self._answer, 1) == b"y"
+        return False
+
+    def end(self) -> None:
+        """Ends it."""
+        os.close(self._ask)
+        os.close(self._answer)
+        os.waitpid(self._pid, 0)
 
 
 class Terminal:
@@ -110,6 +163,13 @@ class Terminal:
         state = (read_text(f"/proc/{pid}/stat") or "").rpartition(") ")[2][:1]
         if state == "T":
             os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def die_of(number: int) -> None:
+    """Ends this process by a signal, as the command ended: a shell ends its loop or script then, too."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+    os.kill(os.getpid(), number)
 
 
 def own_terminal() -> Terminal | None:

@@ -17,6 +17,7 @@ from raytools.units import format_duration, format_size
 
 _SAMPLE_S = 0.1
 _OOM_COUNT_S = 0.2
+_HEARSAY_S = 0.2
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -33,7 +34,14 @@ class Watch:
     """One run from its start to the moment when nothing of it may go on."""
 
     def __init__(
-        self, group: cgroup.Group, process: Process, main: int, link: Link, limits: Limits, raylet: int | None
+        self,
+        group: cgroup.Group,
+        process: Process,
+        main: int,
+        link: Link,
+        limits: Limits,
+        raylet: int | None,
+        shares_terminal: bool,
     ) -> None:
         self._group = group
         self._process = process
@@ -41,6 +49,7 @@ class Watch:
         self._link = link
         self._limits = limits
         self._raylet = raylet  # a pidfd
+        self._shares_terminal = shares_terminal
         self.end = End()
         self.anon_peak_bytes: int | None = None
 
@@ -100,10 +109,24 @@ class Watch:
         for event in events:
             if "status" in event:
                 self.end.status = event["status"]
+                self._hear_why()
                 return True
             if event.get("stopped"):
                 self._link.offer(event="stopped", pid=self._main)
         return False
+
+    def _hear_why(self) -> None:
+        """Ctrl-C reaches the command and its requester at once; the latter's word may come a little later."""
+        status = self.end.status or 0
+        by_signal = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ENDING_SIGNALS
+        if self._shares_terminal and by_signal and self.end.ending_signals == 0:
+            deadline = time.monotonic() + _HEARSAY_S
+            while not self.end.ending_signals and not self._link.closed and time.monotonic() < deadline:
+                for message in self._link.receive(deadline - time.monotonic()):
+                    if "signal" in message:
+                        self._pass_on(message["signal"], group=False, delivered=True)
+            if self._link.closed:
+                self._note(KILLED, "its requester vanished")
 
     def _sample(self, samples_oom: bool) -> None:
         anon_bytes = self._group.anon_bytes()
