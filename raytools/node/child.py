@@ -235,11 +235,13 @@ def _become(command: Command, tell: Callable[..., Any]) -> None:
     for number, descriptor in enumerate(moved):
         os.dup2(descriptor, number)
     _default_signals()
+    at = command.cwd
     try:
         os.chdir(command.cwd)
+        at = command.arguments[0]
         os.execvpe(command.arguments[0], list(command.arguments), command.environment)
     except OSError as error:
-        tell(exec_error=f"{os.fsdecode(error.filename or command.arguments[0])}: {error.strerror}")
+        tell(exec_error=f"{at}: {error.strerror}")
         os._exit(_NOT_FOUND if error.errno == errno.ENOENT else _NOT_EXECUTABLE)
 
 

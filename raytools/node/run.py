@@ -122,6 +122,7 @@ def _parser() -> _Parser:
 
 def main(arguments: Sequence[str]) -> int:
     """Parses, runs, and returns the exit code."""
+    _open_standard_streams()
     options = _parser().parse_args(arguments)
     try:
         node_file = find_node_file(options.config)
@@ -133,6 +134,15 @@ def main(arguments: Sequence[str]) -> int:
     except RaytoolsError as error:
         print(f"raytools run: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _open_standard_streams() -> None:
+    """A closed one would be the number of a pipe of ours next, and then the command's."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
 
 
 def _request(options: argparse.Namespace, node_file: str | None) -> RunRequest:
