@@ -16,6 +16,7 @@ from rich.table import Table
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 SCRIPTS = Path(sys.executable).parent
+_SHOWN = 10  # values; of more than that, the table shows how they spread
 
 
 @dataclass
@@ -37,6 +38,15 @@ class Row:
     def median(self) -> float | None:
         """The middle value."""
         return statistics.median(self.values) if self.values else None
+
+    @property
+    def spread(self) -> str:
+        """All values, or of many their ends and quartiles."""
+        if len(self.values) <= _SHOWN:
+            return " ".join(_short(value) for value in sorted(self.values))
+        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
+        ends = f"{_short(min(self.values))} – {_short(max(self.values))}"
+        return f"{ends}, half in {_short(low)} – {_short(high)} ({len(self.values)})"
 
     @property
     def missed(self) -> bool:
@@ -71,9 +81,16 @@ def _children_cpu_s() -> float:
     return times.children_user + times.children_system
 
 
-def print_rows(title: str, rows: Sequence[Row]) -> int:
-    """Prints the table; returns the exit code: 1 when a bar was missed."""
-    table = Table(title=f"{title} ({load_note()})", title_justify="left")
+def _short(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def print_rows(title: str, rows: Sequence[Row], load: str | None = None) -> int:
+    """Prints the table; returns the exit code: 1 when a bar was missed.
+
+    `load` is a `load_note()` from before, for benchmarks that load the machine themselves.
+    """
+    table = Table(title=f"{title} ({load or load_note()})", title_justify="left")
     for name, justify in (
         ("what", "left"),
         ("median", "right"),
@@ -84,12 +101,11 @@ def print_rows(title: str, rows: Sequence[Row]) -> int:
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in rows:
-        values = " ".join(f"{value:.3g}" for value in sorted(row.values))
         median = "-" if row.median is None else f"{row.median:.3f} {row.unit}"
         bar = "" if row.bar is None else f"{row.bar:g} {row.unit}"
         verdict = row.trouble or ("" if row.bar is None else "MISSED" if row.missed else "ok")
         cpu = f"{statistics.median(row.cpu_s):.3f} s" if row.cpu_s else ""
-        table.add_row(row.name, median, cpu, values, bar, " ".join(filter(None, [verdict, row.note])))
+        table.add_row(row.name, median, cpu, row.spread, bar, " ".join(filter(None, [verdict, row.note])))
     console = Console(width=None if sys.stdout.isatty() else 150, markup=False, highlight=False)
     console.print(table)
     return 1 if any(row.missed for row in rows) else 0

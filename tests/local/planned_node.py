@@ -47,8 +47,8 @@ def free_base_port(count: int = 20) -> int:
             return base
 
 
-def write_node(root: Path, prefix: Path, base_port: int, **flags: str) -> dict[str, Any]:
-    """Writes `<root>/node.json` and a token; `flags` become ray.env.
+def write_node(root: Path, prefix: Path, base_port: int, *, slots: int = 1, **flags: str) -> dict[str, Any]:
+    """Writes `<root>/node.json` and a token; `flags` become ray.env. Each slot has one CPU and a gigabyte.
 
     No dashboard: it doubles the time Ray takes to start, and nothing here looks at it.
     """
@@ -58,6 +58,7 @@ def write_node(root: Path, prefix: Path, base_port: int, **flags: str) -> dict[s
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
     address, temp_dir = own_address(), temp_dir_of(root)
+    last_port, memory_bytes = base_port + 7 + 12 * slots, slots * 1_000_000_000
     ports = {
         "gcs": base_port,
         "node_manager": base_port + 1,
@@ -76,9 +77,9 @@ def write_node(root: Path, prefix: Path, base_port: int, **flags: str) -> dict[s
         f"--dashboard-agent-grpc-port={ports['dashboard_agent_grpc']}",
         f"--dashboard-agent-listen-port={ports['dashboard_agent_listen']}",
         f"--metrics-export-port={ports['metrics_export']}", f"--ray-client-server-port={ports['client']}",
-        f"--min-worker-port={base_port + 8}", f"--max-worker-port={base_port + 19}",
-        "--num-cpus=1", "--num-gpus=0", "--memory=1000000000", "--object-store-memory=100000000",
-        '--resources={"run_slot": 1}', f"--temp-dir={temp_dir}", "--disable-usage-stats",
+        f"--min-worker-port={base_port + 8}", f"--max-worker-port={last_port}",
+        f"--num-cpus={slots}", "--num-gpus=0", f"--memory={memory_bytes}", "--object-store-memory=100000000",
+        f'--resources={{"run_slot": {slots}}}', f"--temp-dir={temp_dir}", "--disable-usage-stats",
     ]  # fmt: skip
     node = {
         "schema": "raytools.node/1", "cluster": "test", "name": "localhost", "role": "head",
@@ -86,14 +87,18 @@ def write_node(root: Path, prefix: Path, base_port: int, **flags: str) -> dict[s
         "python": str(prefix / "bin" / "python"), "toolkit": str(CHECKOUT),
         "environment": {"id": prefix.name, "prefix": str(prefix), "lock_digest": "0" * 64},
         "declared": {"cpus": None, "memory_bytes": None, "gpus": None},
-        "physical": {"cpus": 1, "memory_bytes": 1_000_000_000, "gpus": 0},
-        "slots": [{"index": 0, "cpus": [0], "memory_bytes": 1_000_000_000, "gpus": []}],
+        "physical": {"cpus": slots, "memory_bytes": memory_bytes, "gpus": 0},
+        "slots": [
+            {"index": index, "cpus": [index], "memory_bytes": 1_000_000_000, "gpus": []}
+            for index in range(slots)
+        ],
         "logical": {
-            "CPU": 1, "GPU": 0, "memory": 1_000_000_000, "object_store_memory": 100_000_000, "run_slot": 1,
+            "CPU": slots, "GPU": 0, "memory": memory_bytes, "object_store_memory": 100_000_000,
+            "run_slot": slots,
         },
         "ray": {
             "gcs_address": f"{address}:{ports['gcs']}", "start_args": start_args, "env": flags,
-            "ports": {**ports, "workers": [base_port + 8, base_port + 19]},
+            "ports": {**ports, "workers": [base_port + 8, last_port]},
             "dashboard": {"enabled": False, "host": "127.0.0.1"}, "auth": "token", "token_path": str(token),
         },
         "runs": {"time_s": 3600.0, "grace_s": 0.0, "retries": 1, "env": {}},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +28,7 @@ except RefusedError as refusal:
 pytestmark = pytest.mark.skipif(bool(_why_not), reason=_why_not)
 
 Runner = Callable[..., "Result"]
-MARK = "7531"  # an odd sleep, to find strays by
+MARK = str(10**8 + os.getpid())  # an odd sleep, to find strays by, of this process alone
 
 
 class Result:
@@ -80,17 +82,29 @@ def run(tmp_path: Path, private_locks: None) -> Iterator[Runner]:
 def assert_nothing_is_left(run_ids: set[str]) -> None:
     """No group, directory or process of these runs; other runs on this machine are none of our business."""
     names = {f"rt-run-{run_id}" for run_id in run_ids}
-    left = [*Path("/sys/fs/cgroup").glob("**/rt-run-*"), *Path("/tmp").glob("rt-run-*")]
+    left = [*groups_of_runs(), *Path("/tmp").glob("rt-run-*")]
     assert [str(path) for path in left if path.name in names] == []
     strays = [p.pid for p in psutil.process_iter(["cmdline"]) if MARK in (p.info["cmdline"] or [])]
     assert strays == []
 
 
-def start(tmp_path: Path, *command: str, record: str = "record.json") -> subprocess.Popen[bytes]:
+def groups_of_runs() -> list[Path]:
+    """Groups of runs, whoever's; not by "**", which fails on somebody else's groups of any depth."""
+    parents = {Path(path).parent for path in cgroup.select_driver().paths("any")}
+    near = [
+        path for depth in ("*", "*/*", "*/*/*") for path in Path("/sys/fs/cgroup").glob(f"{depth}/rt-run-*")
+    ]
+    return [*near, *(path for parent in parents for path in parent.glob("rt-run-*"))]
+
+
+def start(
+    tmp_path: Path, *command: str, record: str = "record.json", options: tuple[str, ...] = ()
+) -> subprocess.Popen[bytes]:
     """Starts a run in the background and waits until its command runs; its stderr goes to a file."""
     ready = tmp_path / "ready"
     ready.unlink(missing_ok=True)
-    arguments = ["--record", str(tmp_path / record), "--", "sh", "-c", f'touch {ready}; exec "$@"', "sh"]
+    shell = ["sh", "-c", f'touch {ready}; exec "$@"', "sh"]
+    arguments = ["--record", str(tmp_path / record), *options, "--", *shell]
     with (tmp_path / "stderr").open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "raytools", "run", *arguments, *command], stderr=stderr
@@ -291,6 +305,555 @@ def test_a_pipe_ends_with_the_command_although_a_daemon_holds_it(run: Runner) ->
     assert time.monotonic() - started < 10
 
 
+# ------------------------------------------------------------------------------------------------ slots
+
+
+def plan_slots(tmp_path: Path, *slots: dict[str, Any], **other: Any) -> None:
+    """Replaces the plan of the test's node."""
+    node = {"name": "here", "slots": list(slots), **other}
+    (tmp_path / "root" / "node.json").write_text(json.dumps(node))
+
+
+def plan_two_slots(tmp_path: Path) -> list[int]:
+    """One CPU and 1 GiB each; returns the two CPUs."""
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    plan_slots(
+        tmp_path,
+        *({"index": i, "cpus": [cpu], "memory_bytes": 1 << 30, "gpus": [i]} for i, cpu in enumerate(cpus)),
+    )
+    return cpus
+
+
+def test_a_slot_is_taken_by_its_number_or_automatically(run: Runner, tmp_path: Path) -> None:
+    cpus = plan_two_slots(tmp_path)
+    for slot in (0, 1):
+        result = run("nproc", options=("--slot", str(slot)))
+        assert (result.stdout, result.record["host"]["slot"]) == ("1\n", slot)
+        assert result.record["limits"]["cpu_set"] == [cpus[slot]]
+    first = start(tmp_path, "sleep", MARK, record="first.json")
+    taken = json.loads((tmp_path / "first.json").read_text())["host"]["slot"]
+    assert run("true", options=("--slot", "auto")).record["host"]["slot"] == 1 - taken
+    assert run("true", options=("--slot", str(taken))).outcome == "refused"
+    first.terminate()
+    first.wait(10)
+
+
+def test_all_slots_are_their_union_and_nobody_runs_beside(run: Runner, tmp_path: Path) -> None:
+    cpus = plan_two_slots(tmp_path)
+    process = start(tmp_path, "sleep", MARK, record="all.json", options=("--slot", "all"))
+    record = json.loads((tmp_path / "all.json").read_text())
+    assert record["limits"]["cpu_set"] == cpus
+    assert record["limits"]["memory_bytes"] == 2 << 30
+    assert record["limits"]["gpus"] == [0, 1]
+    assert record["host"]["slot"] is None
+    for options in ((), ("--slot", "0"), ("--slot", "1"), ("--slot", "all")):
+        refused = run("true", options=options)
+        assert refused.outcome == "refused"
+        assert record["run_id"] in refused.stderr
+    process.terminate()
+    process.wait(10)
+
+
+def test_all_slots_are_refused_while_one_is_held(run: Runner, tmp_path: Path) -> None:
+    plan_two_slots(tmp_path)
+    process = start(tmp_path, "sleep", MARK, record="one.json", options=("--slot", "1"))
+    refused = run("true", options=("--slot", "all"))
+    assert (refused.exit_code, refused.outcome) == (125, "refused")
+    assert json.loads((tmp_path / "one.json").read_text())["run_id"] in refused.stderr
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.mark.parametrize("slot", ["2", "none", "-1", "1.5"])
+def test_a_slot_that_does_not_exist_is_named(run: Runner, slot: str) -> None:
+    result = run("true", options=(f"--slot={slot}",))
+    assert result.exit_code in (2, 125)
+    assert f"{slot}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_gpus_of_the_slot_are_visible_and_no_others(run: Runner, tmp_path: Path) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    plan_slots(tmp_path, {"index": 0, "cpus": cpus, "memory_bytes": 1 << 30, "gpus": [2, 5]})
+    show = ("sh", "-c", 'echo "<$CUDA_VISIBLE_DEVICES>"')
+    assert run(*show).stdout == "<2,5>\n"
+    one = run(*show, options=("--gpus", "1"))
+    assert (one.stdout, one.record["limits"]["gpus"]) == ("<2>\n", [2])
+    assert run(*show, options=("--gpus", "0")).stdout == "<>\n"
+    assert "3 GPUs asked, 2 in slot 0" in run(*show, options=("--gpus", "3")).stderr
+
+
+def test_defaults_of_the_plan_hold_and_options_win_over_them(run: Runner, tmp_path: Path) -> None:
+    slot = {"index": 0, "cpus": [min(os.sched_getaffinity(0))], "memory_bytes": 1 << 30, "gpus": []}
+    plan_slots(tmp_path, slot, runs={"time_s": 0.5, "grace_s": 0.0, "env": {"FROM_PLAN": "plan"}})
+    assert run("sleep", MARK).outcome == "timeout"
+    assert run("sleep", "0.7", options=("--time", "20s")).outcome == "ok"
+    assert run("printenv", "FROM_PLAN").stdout == "plan\n"
+    assert run("printenv", "FROM_PLAN", options=("--env", "FROM_PLAN=mine")).stdout == "mine\n"
+
+
+# -------------------------------------------------------------------------------- options of the command
+
+
+def test_variables_are_set_last_one_wins_and_may_hold_anything(run: Runner) -> None:
+    options = ("--env", "A=1", "--env", "A=a = b=c\nd", "--env", "EMPTY=", "--env", "RAY_ADDRESS=mine:1")
+    result = run("sh", "-c", 'echo "$A|${EMPTY-unset}|$RAY_ADDRESS"', options=options)
+    assert result.stdout == "a = b=c\nd||mine:1\n"
+
+
+def test_the_command_starts_where_it_is_told_or_where_the_user_is(run: Runner, tmp_path: Path) -> None:
+    assert run("pwd").stdout == f"{Path.cwd()}\n"
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    assert run("pwd", options=("--cwd", str(folder))).stdout == f"{folder}\n"
+    missing = run("pwd", options=("--cwd", "/no/such"))
+    assert missing.exit_code == 2
+    assert "/no/such" in missing.stderr
+
+
+def test_a_program_is_found_in_the_path_it_is_given(run: Runner, tmp_path: Path) -> None:
+    program = tmp_path / "mine"
+    program.write_text("#!/bin/sh\necho mine\n")
+    program.chmod(0o755)
+    assert run("mine", options=("--env", f"PATH={tmp_path}:/usr/bin:/bin")).stdout == "mine\n"
+
+
+def test_grace_is_over_when_the_command_does_not_end_in_it(run: Runner) -> None:
+    script = f"trap 'echo asked' TERM; while :; do sleep {MARK} & wait $!; done"
+    result = run("sh", "-c", script, options=("--time", "0.4s", "--grace", "0.6s"))
+    assert (result.exit_code, result.outcome, result.stdout) == (124, "timeout", "asked\n")
+    assert 1.0 <= result.record["used"]["wall_s"] < 2.5
+
+
+def test_a_command_without_dashes_and_with_options_of_its_own_is_left_alone(run: Runner) -> None:
+    assert run("echo", "--time", "1s", "--", "-c").stdout == "--time 1s -- -c\n"
+
+
+def test_processes_and_threads_are_limited(run: Runner) -> None:
+    script = """
+import _thread, time
+_thread.stack_size(65536)
+count = 0
+try:
+    for count in range(20000):
+        _thread.start_new_thread(time.sleep, (30,))
+except RuntimeError:
+    print(count)
+"""
+    result = run(sys.executable, "-c", script)
+    pids = result.record["limits"]["pids"]
+    assert pids == max(4096, 512 * result.record["limits"]["cpus"])
+    assert pids - 10 < int(result.stdout) < pids
+
+
+def test_a_run_in_a_run_is_refused_and_says_why(run: Runner) -> None:
+    result = run(sys.executable, "-m", "raytools", "run", "--", "true")
+    assert (result.exit_code, result.record["outcome"]) == (125, "failed")
+    assert "another limited run" in result.stderr
+    assert "Start the run from outside of it" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# ------------------------------------------------------------------------------------------ descriptors
+
+
+def popen(*command: str, options: tuple[str, ...] = (), **streams: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "raytools", "run", *options, "--", *command], bufsize=0, **streams
+    )
+
+
+def test_a_shells_process_substitution_is_read(private_locks: None) -> None:
+    line = f"{sys.executable} -m raytools run -- cat <(echo one) <(echo two)"
+    finished = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=False)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (0, "one\ntwo\n", "")
+
+
+def test_an_inherited_descriptor_keeps_its_number_and_others_are_not_added(private_locks: None) -> None:
+    line = f"exec 7</etc/hostname; {sys.executable} -m raytools run -- ls -1 /proc/self/fd"
+    finished = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=False)
+    assert finished.stdout.split() == ["0", "1", "2", "3", "7"]  # 3: ls reads the directory
+
+
+def test_standard_streams_are_the_commands_own_and_answer_at_once(private_locks: None) -> None:
+    process = popen("cat", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"start\n")
+    assert process.stdout.readline() == b"start\n"
+    began = time.monotonic()
+    for number in range(200):
+        process.stdin.write(f"ping {number}\n".encode())
+        assert process.stdout.readline() == f"ping {number}\n".encode()
+    assert time.monotonic() - began < 2  # nothing that polls is between them
+    process.stdin.close()
+    assert process.stdout.read() == b""
+    assert process.wait(10) == 0
+
+
+def test_the_end_of_the_input_comes_when_the_writer_closes_it_and_not_before(private_locks: None) -> None:
+    process = popen("sh", "-c", "wc -c; echo got the end", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(b"x" * 100_000)
+    time.sleep(0.5)
+    assert process.poll() is None
+    output, _ = process.communicate(timeout=10)
+    assert output.split(b"\n") == [b"100000", b"got the end", b""]
+
+
+def test_input_that_the_command_does_not_read_is_left_for_the_next_one(private_locks: None) -> None:
+    line = f"printf 'one\\ntwo\\n' | (sh -c 'read x'; {sys.executable} -m raytools run -- true; cat)"
+    finished = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=False)
+    assert finished.stdout == "two\n"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_stream_does_no_harm(private_locks: None, tmp_path: Path, closed: str) -> None:
+    proof = tmp_path / "proof"
+    line = f"{sys.executable} -m raytools run -- sh -c 'echo done >{proof}' {closed}"
+    finished = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=False)
+    assert (finished.returncode, proof.exists()) == (0, True), finished.stderr
+
+
+def test_a_reader_that_leaves_ends_the_command_by_sigpipe_and_says_nothing(private_locks: None) -> None:
+    line = f"{sys.executable} -m raytools run -- yes | head -1; exit ${{PIPESTATUS[0]}}"
+    finished = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=False)
+    assert (finished.returncode, finished.stdout) == (128 + signal.SIGPIPE, "y\n")
+    assert "Traceback" not in finished.stderr
+
+
+def test_ignored_signals_and_the_umask_of_the_requester(private_locks: None) -> None:
+    line = f"umask 027; trap '' INT; {sys.executable} -m raytools run -- sh -c 'umask; grep SigIgn /proc/self/status'"
+    finished = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=False)
+    umask, _, ignored = finished.stdout.split()
+    assert umask == "0027"
+    assert int(ignored, 16) == 0  # the command can be ended by Ctrl-C although a script ignores it
+
+
+# --------------------------------------------------------------------------------------------- records
+
+
+def test_a_record_that_cannot_be_written_is_told_before_anything_runs(run: Runner, tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    result = run("touch", str(proof), options=("--record", "/proc/record.json"))
+    assert result.exit_code == 125
+    assert "/proc/record.json" in result.stderr
+    assert not proof.exists()
+    missing = run("touch", str(proof), options=("--record", "/no/such/record.json"))
+    assert missing.exit_code == 2
+    assert "/no/such" in missing.stderr
+    assert not proof.exists()
+
+
+def test_a_record_whose_directory_goes_is_told_and_the_command_keeps_its_end(
+    private_locks: None, tmp_path: Path
+) -> None:
+    folder = tmp_path / "records"
+    folder.mkdir()
+    process = popen(
+        "sh",
+        "-c",
+        f"rm -r {folder}; exit 3",
+        options=("--record", str(folder / "r.json")),
+        stderr=subprocess.PIPE,
+    )
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 3
+    assert f"the record cannot be written to {folder}/r.json" in errors.decode()
+    assert not folder.exists()
+
+
+def test_the_record_is_there_while_it_runs_and_readable_for_others(run: Runner, tmp_path: Path) -> None:
+    process = start(tmp_path, "sleep", MARK)
+    path = tmp_path / "record.json"
+    assert json.loads(path.read_text())["outcome"] is None
+    assert path.stat().st_mode & 0o777 == 0o644
+    process.terminate()
+    process.wait(10)
+    assert json.loads(path.read_text())["outcome"] == "killed"
+    assert [entry.name for entry in tmp_path.glob(".record*")] == []
+
+
+# ------------------------------------------------------------------------------------------ raytools.run
+
+
+API_SCRIPT = """
+import os, sys, threading
+import raytools
+def children():
+    return open(f"/proc/self/task/{os.getpid()}/children").read().split()
+def descriptors():
+    return {n: os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{n}")}
+"""
+
+
+def api(script: str, timeout_s: float = 40.0) -> str:
+    """Runs a script that uses `raytools.run` in a process of its own; returns what it printed."""
+    finished = subprocess.run(
+        [sys.executable, "-c", API_SCRIPT + script],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture(params=["one thread", "threads"])
+def threads(request: pytest.FixtureRequest) -> str:
+    """A start for scripts: a process with one thread, or with a second one."""
+    if request.param == "one thread":
+        return ""
+    return "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+
+
+def test_raytools_run_returns_what_became_of_the_command(private_locks: None, threads: str) -> None:
+    printed = api(
+        threads
+        + """
+good = raytools.run(["sh", "-c", "exit 0"], cpus=1, memory="512MiB", time="20s", env={"A": "1"})
+print(good.outcome, good.record["limits"]["cpus"], good.record["limits"]["memory_bytes"] >> 20, good.value)
+bad = raytools.run(["sh", "-c", "exit 3"])
+print(bad.outcome, bad.record["exit_code"])
+try:
+    bad.result()
+except raytools.RunFailed as error:
+    print(error.record["outcome"], "ended failed" in str(error))
+print(raytools.run(["sleep", "60"], time=0.3).outcome)
+print(raytools.run(["no-such-command"]).record["message"])
+"""
+    )
+    assert printed.splitlines() == [
+        "ok 1 512 None", "failed 3", "failed True", "timeout", "no-such-command: No such file or directory",
+    ]  # fmt: skip
+
+
+def test_raytools_run_connects_files_and_knows_its_run_id(
+    private_locks: None, threads: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in").write_text("input")
+    printed = api(
+        threads
+        + f"""
+with open("{tmp_path}/in") as given, open("{tmp_path}/out", "w") as out, open("{tmp_path}/err", "w") as err:
+    run = raytools.run(["sh", "-c", "cat; echo; echo $RAYTOOLS_RUN_ID; pwd; echo $MINE; echo oh >&2"],
+        stdin=given, stdout=out, stderr=err, cwd="{tmp_path}", env={{"MINE": "yes"}}, record="{tmp_path}/r.json")
+print(run.record["run_id"])
+"""
+    )
+    run_id = printed.strip()
+    assert (tmp_path / "out").read_text().splitlines() == ["input", run_id, str(tmp_path), "yes"]
+    assert (tmp_path / "err").read_text() == "oh\n"
+    assert json.loads((tmp_path / "r.json").read_text())["run_id"] == run_id
+
+
+def test_raytools_run_leaves_no_child_and_no_descriptor_and_takes_none(
+    private_locks: None, threads: str
+) -> None:
+    printed = api(
+        threads
+        + """
+secret = os.open("/etc/hostname", os.O_RDONLY)
+os.set_inheritable(secret, True)
+before = descriptors()
+for _ in range(3):
+    raytools.run(["true"])
+run = raytools.run(["sh", "-c", "ls -1 /proc/self/fd | tr '\\n' ' '"])
+print()
+print({n: v for n, v in descriptors().items() if before.get(n) != v and "/fd" not in v})
+print(children())
+try:
+    print(os.waitpid(-1, os.WNOHANG))
+except ChildProcessError:
+    print("no child")
+"""
+    )
+    assert printed.splitlines() == ["0 1 2 3 ", "{}", "[]", "no child"]
+
+
+def test_raytools_run_works_beside_more_than_1024_open_descriptors(private_locks: None, threads: str) -> None:
+    printed = api(
+        threads
+        + """
+import resource
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+many = [os.open("/dev/null", os.O_RDONLY) for _ in range(1500)]
+run = raytools.run(["sh", "-c", "echo from inside"])
+print(run.outcome, all(os.fstat(number) for number in many))
+"""
+    )
+    assert printed.splitlines() == ["from inside", "ok True"]
+
+
+def test_raytools_run_raises_when_it_is_refused(private_locks: None, threads: str) -> None:
+    printed = api(
+        threads
+        + """
+from raytools.errors import RefusedError
+for options in ({"memory": "1TiB"}, {"slot": 7}, {"gpus": 1}):
+    try:
+        print(raytools.run(["true"], **options).outcome)
+    except RefusedError as error:
+        print("refused:", error)
+try:
+    raytools.run(["true"], memory="lots")
+except ValueError as error:
+    print(error)
+"""
+    )
+    lines = printed.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["refused"] * 3
+    assert "'lots'" in lines[3]
+
+
+def test_ctrl_c_in_the_caller_of_raytools_run_ends_the_run(
+    private_locks: None, threads: str, tmp_path: Path
+) -> None:
+    script = f"""
+try:
+    raytools.run(["sh", "-c", "touch {tmp_path}/ready; exec sleep {MARK}"], record="{tmp_path}/r.json")
+except KeyboardInterrupt:
+    print("interrupted", children())
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", API_SCRIPT + threads + script], stdout=subprocess.PIPE, text=True
+    )
+    wait_until((tmp_path / "ready").exists)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=10)
+    assert output == "interrupted []\n"
+    wait_until(lambda: json.loads((tmp_path / "r.json").read_text())["outcome"] is not None)
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert (record["outcome"], "KeyboardInterrupt" in record["message"]) == ("killed", True)
+    wait_until(lambda: not list((tmp_path / "locks" / "held").glob("*")))
+    assert_nothing_is_left({record["run_id"]})
+
+
+def test_raytools_run_waits_for_its_turn_when_called_from_many_threads(private_locks: None) -> None:
+    printed = api(
+        """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(4) as pool:
+    runs = list(pool.map(lambda n: raytools.run(["sh", "-c", f"exit {n}"], wait="60s"), range(8)))
+print(*(run.record["exit_code"] for run in runs))
+print(children())
+"""
+    )
+    assert printed.splitlines() == ["0 1 2 3 4 5 6 7", "[]"]
+
+
+# ------------------------------------------------------------------------- a plain user without a grant
+
+
+class Stranger:
+    """A user that did not exist before, with a copy of the code and of psutil, and without a grant."""
+
+    def __init__(self) -> None:
+        self.name = f"rt-{secrets.token_hex(3)}"
+        self.home = Path(f"/tmp/raytools-stranger-{self.name}")
+        subprocess.run(["useradd", "--no-create-home", "--home-dir", str(self.home), self.name], check=True)
+        self.home.mkdir()
+        shutil.copytree(Path(__file__).resolve().parents[2] / "raytools", self.home / "raytools")
+        shutil.copytree(Path(psutil.__file__).parent, self.home / "psutil")
+        slot = {"index": 0, "cpus": sorted(os.sched_getaffinity(0)), "memory_bytes": 1 << 30, "gpus": []}
+        (self.home / "node.json").write_text(json.dumps({"name": "here", "slots": [slot]}))
+        subprocess.run(["chown", "-R", f"{self.name}:", str(self.home)], check=True)
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        user = ["setpriv", f"--reuid={self.name}", f"--regid={self.name}", "--init-groups", "--"]
+        home = str(self.home)
+        return subprocess.run(
+            [*user, "/usr/bin/python3", "-m", "raytools", "run", *arguments],
+            cwd=home, capture_output=True, text=True, timeout=40, check=False,
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": home, "RAYTOOLS_ROOT": home, "HOME": home,
+                 "RAYTOOLS_LOCK_DIR": f"{home}/locks", "USER": self.name},
+        )  # fmt: skip
+
+    def best_effort(
+        self, *command: str, options: tuple[str, ...] = ()
+    ) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
+        finished = self.run("--enforce", "best-effort", "--record", "record.json", *options, "--", *command)
+        return finished, json.loads((self.home / "record.json").read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        found = psutil.process_iter(["username", "status"])
+        return [p for p in found if p.info["username"] == self.name and p.info["status"] != "zombie"]
+
+    def leave(self) -> None:
+        strays = self.processes()
+        for process in strays:
+            process.kill()
+        subprocess.run(["userdel", self.name], check=True, stderr=subprocess.DEVNULL)
+        shutil.rmtree(self.home)
+        assert strays == []
+
+
+@pytest.fixture(scope="module")
+def stranger() -> Iterator[Stranger]:
+    if os.getuid() != 0:
+        pytest.skip("needs root to make a user")
+    for program in ("useradd", "setpriv"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("needs the system's Python (package python3)")
+    made = Stranger()
+    yield made
+    made.leave()
+
+
+def test_a_plain_user_is_refused_and_told_the_command_that_allows_it(stranger: Stranger) -> None:
+    refused = stranger.run("--", "true")
+    assert refused.returncode == 125
+    assert "grant --user rt-" in refused.stderr
+    assert "--enforce best-effort" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_best_effort_runs_and_the_record_says_what_was_not_enforced(stranger: Stranger) -> None:
+    finished, record = stranger.best_effort("sh", "-c", "echo out; exit 3", options=("--cpus", "1"))
+    assert (finished.returncode, finished.stdout) == (3, "out\n"), finished.stderr
+    enforced = record["enforced"]
+    assert (enforced["cpu"], enforced["memory"], enforced["time"]) == ("affinity", "polled", "signals")
+    missing = " ".join(enforced["missing"])
+    for limit in ("cgroup", "cpu", "memory", "pids"):
+        assert limit in missing
+    assert record["fairness"]["verdict"] == "tainted"
+    assert any("not enforced" in reason for reason in record["fairness"]["reasons"])
+
+
+def test_best_effort_pins_kills_in_time_and_ends_orphans(stranger: Stranger) -> None:
+    assert stranger.best_effort("nproc", options=("--cpus", "1"))[0].stdout == "1\n"
+    finished, record = stranger.best_effort("sleep", MARK, options=("--time", "0.5s"))
+    assert (finished.returncode, record["outcome"]) == (124, "timeout")
+    finished, record = stranger.best_effort("sh", "-c", f"setsid sleep {MARK} & exit 0")
+    assert (record["outcome"], record["used"]["processes_swept"]) == ("ok", 1)
+    assert_nothing_is_left({record["run_id"]})
+
+
+def test_best_effort_polls_memory_and_ends_what_exceeds_it(stranger: Stranger) -> None:
+    hungry = "import time; x = bytearray(300 << 20); time.sleep(30)"
+    finished, record = stranger.best_effort("/usr/bin/python3", "-c", hungry, options=("--memory", "100MiB"))
+    assert (finished.returncode, record["outcome"]) == (137, "oom")
+    assert record["used"]["wall_s"] < 10
+
+
+def test_best_effort_without_psutil_says_what_is_missing(stranger: Stranger) -> None:
+    folder, aside = stranger.home / "psutil", stranger.home / "aside"
+    folder.rename(aside)
+    try:
+        refused = stranger.run("--enforce", "best-effort", "--", "true")
+    finally:
+        aside.rename(folder)
+    assert refused.returncode == 125
+    assert "psutil" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_check_proves_every_limit(private_locks: None) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "raytools", "run", "--check", "--json"],
@@ -298,7 +861,7 @@ def test_check_proves_every_limit(private_locks: None) -> None:
     )  # fmt: skip
     answer = json.loads(process.stdout)
     assert {proof["limit"] for proof in answer["limits"]} == {
-        *("cpu", "memory", "time", "orphans", "confinement")
+        *("cpu", "memory", "processes", "time", "orphans", "confinement")
     }
     assert answer["ok"], answer
     assert process.returncode == 0
