@@ -38,7 +38,7 @@ else:
     Protocol = object
 
 # v1 keeps one tree per controller; these are the ones a run is put into, in this order
-CONTROLLERS = ("memory", "cpuset", "pids", "freezer", "cpuacct")
+CONTROLLERS = ("memory", "cpuset", "pids", "freezer", "cpuacct", "cpu")
 INSIDE = "inside"  # the lower level of a group, where its processes are
 _NOBODY = 65534
 _WAIT_FOR_DEATH_S = 10.0

@@ -160,7 +160,8 @@ class GroupV1:
             cgroup.write_limit(f"{memory}/memory.swappiness", "0")
         if "pids" in self._directories:
             cgroup.write_limit(f"{self._directories['pids']}/pids.max", str(limits.pids))
-        if "cpu" in self._directories:  # as much weight as one task on each of its CPUs has
+        if "cpu" in self._directories:
+            # as much weight as one task on each of its CPUs: a fork bomb does not starve its supervisor
             cgroup.write_limit(f"{self._directories['cpu']}/cpu.shares", str(1024 * len(limits.cpus)))
         for directory in self._distinct():
             cgroup.make_inside(directory)

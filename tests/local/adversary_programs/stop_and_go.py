@@ -1,0 +1,14 @@
+"""Children stop and continue their parent, the command, as often as they can."""
+
+import os
+import signal
+import time
+
+command = os.getpid()
+for _ in range(2):
+    if os.fork() == 0:
+        while True:
+            os.kill(command, signal.SIGSTOP)
+            os.kill(command, signal.SIGCONT)
+while True:
+    time.sleep(1000)
