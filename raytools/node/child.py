@@ -241,7 +241,8 @@ def _become(command: Command, tell: Callable[..., Any]) -> None:
         at = command.arguments[0]
         os.execvpe(command.arguments[0], list(command.arguments), command.environment)
     except OSError as error:
-        tell(exec_error=f"{at}: {error.strerror}")
+        no_interpreter = error.errno == errno.ENOENT and at != command.cwd and os.path.exists(at)
+        tell(exec_error=f"{at}: {'its interpreter was not found' if no_interpreter else error.strerror}")
         os._exit(_NOT_FOUND if error.errno == errno.ENOENT else _NOT_EXECUTABLE)
 
 

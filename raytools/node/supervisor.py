@@ -54,7 +54,10 @@ def serve(
     try:
         _Supervision(request, record, link, stdio, foreign).run()
     except CalledOffError:
-        record.outcome, record.message = KILLED, "ended on request while it waited for its slot"
+        asked = [message["signal"] for message in link.receive(0) if "signal" in message]
+        record.signal = asked[0] if asked else None
+        how = signal.Signals(asked[0]).name if asked else "its requester vanished"
+        record.outcome, record.message = KILLED, f"ended on request ({how}) while it waited for its slot"
     except locks.BusyError as error:
         record.outcome, record.message = REFUSED, str(error)
         link.send(event="busy", text=error.found)
