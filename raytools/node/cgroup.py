@@ -72,7 +72,10 @@ class Group(Protocol):
     missing: list[str]  # limits that this kernel could not set, each with its reason
 
     def entrances(self) -> list[str]:
-        """The files into which a process writes 0 to move itself in, or its pid is written to move it."""
+        """The files into which a process with one thread writes 0 to move itself in."""
+
+    def birthplace(self) -> str | None:
+        """A directory of cgroup v2 to be born in, which is quicker than to move there; it has no entrance."""
 
     def visible(self) -> dict[str, str]:
         """Mount point -> directory: what of each hierarchy its members may see."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from raytools.errors import RefusedError
 from raytools.node import cgroup
 from raytools.node.cgroup import INSIDE, GroupLimits, GroupUsage
-from raytools.node.cgroup_tree import OwnCgroups, group_processes, read_text
+from raytools.node.cgroup_tree import UNIFIED, OwnCgroups, group_processes, read_text
 from raytools.node.cpu_list import parse_cpu_list
 
 _EFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # EFD_CLOEXEC and EFD_NONBLOCK have these values
@@ -174,7 +174,13 @@ class GroupV1:
         return list(dict.fromkeys(self._directories.values()))
 
     def entrances(self) -> list[str]:
-        return [f"{directory}/{INSIDE}/cgroup.procs" for directory in self._distinct()]
+        # A thread that moves itself alone (0 into tasks, since Linux 5.5) does not wait for an RCU grace
+        # period; what is moved by cgroup.procs does, for 6 to 20 ms.
+        return [f"{d}/{INSIDE}/tasks" for d in self._distinct() if d != self._directories.get(UNIFIED)]
+
+    def birthplace(self) -> str | None:
+        unified = self._directories.get(UNIFIED)
+        return None if unified is None else f"{unified}/{INSIDE}"
 
     def visible(self) -> dict[str, str]:
         return {self._mount_points[name]: f"{d}/{INSIDE}" for name, d in self._directories.items()}

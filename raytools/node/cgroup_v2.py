@@ -181,7 +181,10 @@ class GroupV2:
         return changed
 
     def entrances(self) -> list[str]:
-        return [f"{self._directory}/{INSIDE}/cgroup.procs"]
+        return []
+
+    def birthplace(self) -> str | None:
+        return f"{self._directory}/{INSIDE}"
 
     def visible(self) -> dict[str, str]:
         return {self._mount_point: f"{self._directory}/{INSIDE}"}

@@ -37,7 +37,8 @@ class Command(Plain):
     stdio: Sequence[int]  # descriptors that become its 0, 1 and 2
     foreign: Sequence[int]  # descriptors that the supervisor inherited and `init` has to let go
     cpus: Sequence[int]  # become its affinity
-    group_files: Sequence[str]  # it writes 0 into each of them to enter its group
+    entrances: Sequence[str]  # it writes 0 into each of them to enter its group
+    birthplace: str | None  # or is born there
     surroundings: Surroundings
     shares_terminal: bool
 
@@ -154,14 +155,14 @@ def _be_init(command: Command, level: str, pipes: tuple[int, int, int], events: 
     gate, hold, report = pipes
     if level != FULL:
         confine.become_subreaper()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.close(hold)
-            os.close(events)
-            _prepare_and_become(command, level, gate, report)
-        finally:
-            os._exit(_NOT_FOUND)
+
+    def become_command(entrances: Sequence[str]) -> None:
+        os.close(hold)
+        os.close(events)
+        _prepare_and_become(command, level, entrances, gate, report)
+        os._exit(_NOT_FOUND)
+
+    child = _fork_into_group(command, become_command)
     confine.set_name("raytools-init")
     if command.shares_terminal:
         os.setpgid(0, 0)  # out of the group that the command and the requester's shell may signal
@@ -169,6 +170,15 @@ def _be_init(command: Command, level: str, pipes: tuple[int, int, int], events: 
     _collect(child, lambda **event: os.write(events, (json.dumps(event) + "\n").encode()))
     os.read(hold, 1)  # nothing is left; the supervisor is still reading what the group used
     os._exit(0)
+
+
+def _fork_into_group(command: Command, body: Callable[[Sequence[str]], None]) -> int:
+    """Forks the process that enters the group by the entrances that `body` is told."""
+    if command.birthplace is not None:
+        with contextlib.suppress(OSError):  # before Linux 5.7, or the reason shows when it writes
+            return confine.fork_into_cgroup(command.birthplace, lambda: body(command.entrances))
+    entrances = [*command.entrances, *([f"{command.birthplace}/cgroup.procs"] if command.birthplace else [])]
+    return confine.fork(lambda: body(entrances))
 
 
 def _let_go(descriptors: Sequence[int]) -> None:
@@ -186,7 +196,9 @@ def _collect(child: int, tell: Callable[..., Any]) -> None:
                 tell(**({"stopped": True} if os.WIFSTOPPED(status) else {"status": status}))
 
 
-def _prepare_and_become(command: Command, level: str, gate: int, report: int) -> None:
+def _prepare_and_become(
+    command: Command, level: str, entrances: Sequence[str], gate: int, report: int
+) -> None:
     def tell(**values: str) -> None:
         os.write(report, (json.dumps(values) + "\n").encode())
 
@@ -195,7 +207,7 @@ def _prepare_and_become(command: Command, level: str, gate: int, report: int) ->
         os.setsid()
     confine.die_with_parent()
     try:
-        _enter_group(command.group_files)
+        _enter_group(entrances)
         if command.cpus:
             os.sched_setaffinity(0, command.cpus)
     except OSError as error:

@@ -27,7 +27,8 @@ from raytools.node.plain import Plain
 
 _CLONE_NEWNS, _CLONE_NEWCGROUP = 0x00020000, 0x02000000
 _CLONE_NEWIPC, _CLONE_NEWUSER, _CLONE_NEWPID = 0x08000000, 0x10000000, 0x20000000
-_SYS_CLONE = {"x86_64": 56, "aarch64": 220}
+_CLONE_INTO_CGROUP = 0x200000000
+_SYS_CLONE3 = 435  # on every architecture
 
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 1, 2, 4, 8
 _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = 32, 4096, 16384, 1 << 18
@@ -118,59 +119,87 @@ def set_name(name: str) -> None:
 
 
 def fork_into_namespaces(level: str, body: Callable[[], None]) -> int:
-    """Like os.fork, but the child has namespaces of its own; it runs `body` and never returns.
+    """Forks a child with namespaces of its own; it runs `body`, which has to end it. Returns its pid.
 
     unshare(2) would not do: its PID namespace is that of children only, and a process that tried in vain
     could not go back.
-
-    Returns:
-        The child's pid.
 
     Raises:
         OSError: the kernel allows none; the message names the call.
     """
     if level == NOTHING:
-        pid = os.fork()
-    else:
-        flags = _CLONE_NEWNS | _CLONE_NEWIPC
-        flags |= _CLONE_NEWPID if level == FULL else 0
-        flags |= _CLONE_NEWUSER if os.getuid() != 0 else 0
-        pid = _clone(flags)
+        return fork(body)
+    flags = _CLONE_NEWNS | _CLONE_NEWIPC
+    flags |= _CLONE_NEWPID if level == FULL else 0
+    uid, gid = os.getuid(), os.getgid()
+    if uid == 0:
+        return _clone(flags, body)
+
+    def as_oneself() -> None:
+        _keep_own_ids(uid, gid)
+        body()
+
+    return _clone(flags | _CLONE_NEWUSER, as_oneself)
+
+
+def fork_into_cgroup(directory: str, body: Callable[[], None]) -> int:
+    """Forks a child that is born in a group of cgroup v2: it need not move, and so not wait (clone(2)).
+
+    Raises:
+        OSError: the kernel cannot (before 5.7), or the group does not take it.
+    """
+    group = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _clone(_CLONE_INTO_CGROUP, body, group)
+    finally:
+        os.close(group)
+
+
+def fork(body: Callable[[], None]) -> int:
+    """Forks a child that runs `body`, which has to end it. Returns its pid."""
+    pid = os.fork()
     if pid == 0:
-        try:
-            if level != NOTHING and os.getuid() != 0:
-                _keep_own_ids()
-            body()
-        finally:
-            os._exit(70)  # EX_SOFTWARE: body ends by itself
+        _run_to_the_end(body)
     return pid
 
 
-def _clone(flags: int) -> int:
-    """clone(2) as fork(2) does it, with what CPython wants to be told about a fork."""
-    number = _SYS_CLONE.get(os.uname().machine)
-    if number is None:
-        raise OSError(38, f"clone: its number is not known for {os.uname().machine}")
-    uid, gid = os.getuid(), os.getgid()
-    ctypes.pythonapi.PyOS_BeforeFork()
+class _CloneArguments(ctypes.Structure):
+    """struct clone_args of clone3(2)."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            *("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls"),
+            *("set_tid", "set_tid_size", "cgroup"),
+        )
+    )
+
+
+def _clone(flags: int, body: Callable[[], None], cgroup: int = 0) -> int:
+    """clone3(2) as fork(2), with what CPython wants to be told about a fork."""
+    arguments = _CloneArguments(flags=flags, exit_signal=int(SIGCHLD), cgroup=cgroup)
     # PyDLL keeps the interpreter's lock, so that the child has it
     syscall = ctypes.PyDLL(None, use_errno=True).syscall
     syscall.restype = ctypes.c_long
-    pid = int(syscall(ctypes.c_long(number), ctypes.c_ulong(flags | SIGCHLD), None, None, None, None))
+    size = ctypes.c_size_t(ctypes.sizeof(arguments))
+    ctypes.pythonapi.PyOS_BeforeFork()
+    pid = int(syscall(ctypes.c_long(_SYS_CLONE3), ctypes.byref(arguments), size))
     if pid == 0:
         ctypes.pythonapi.PyOS_AfterFork_Child()
-        _outer_ids[:] = [uid, gid]
-        return 0
+        _run_to_the_end(body)
     ctypes.pythonapi.PyOS_AfterFork_Parent()
-    _check(0 if pid > 0 else -1, "clone(new namespaces)")
+    _check(0 if pid > 0 else -1, "clone3")
     return pid
 
 
-_outer_ids: list[int] = []  # of a child in a user namespace, where nothing is mapped at first
+def _run_to_the_end(body: Callable[[], None]) -> None:
+    try:
+        body()
+    finally:
+        os._exit(70)  # EX_SOFTWARE: body ends by itself
 
 
-def _keep_own_ids() -> None:
-    uid, gid = _outer_ids
+def _keep_own_ids(uid: int, gid: int) -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)

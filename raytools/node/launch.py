@@ -25,8 +25,9 @@ Listener = Callable[["dict[str, Any]"], None]
 class SupervisedRun:
     """A run in the hands of its supervisor. Losing this object's link ends the run."""
 
-    def __init__(self, request: RunRequest, run_id: str, link: Link) -> None:
+    def __init__(self, request: RunRequest, run_id: str, link: Link, child: int | None = None) -> None:
         self.request = request
+        self._child = child  # the supervisor, if it is one of ours
         self.run_id = run_id
         self.link = link
         self.record: Record | None = None
@@ -44,8 +45,16 @@ class SupervisedRun:
             self.link.send(end=f"its requester gave it up ({type(error).__name__})")
             raise
         finally:
-            self.link.close()
+            self.close()
         return self.result()
+
+    def close(self) -> None:
+        """Ends the run, if it has not, and collects the supervisor."""
+        self.link.close()
+        if self._child is not None:
+            with contextlib.suppress(ChildProcessError):  # the caller collects all of its children itself
+                os.waitpid(self._child, 0)
+            self._child = None
 
     def take(self, messages: list[dict[str, Any]], on_event: Listener | None) -> None:
         """Handles messages of the supervisor's."""
@@ -110,9 +119,9 @@ def start(
             foreign = []
         supervisor.serve(request, run_id, theirs, stdio, foreign)
 
-    supervisor.detach(body, own_session=request.terminal_group is None)
+    pid = supervisor.fork_off(body, own_session=request.terminal_group is None)
     theirs.close()
-    return SupervisedRun(request, run_id, ours)
+    return SupervisedRun(request, run_id, ours, pid)
 
 
 def start_by_exec(request: RunRequest, stdio: tuple[int, int, int] = (0, 1, 2)) -> SupervisedRun:

@@ -39,6 +39,9 @@ class ProcessTree:
     def entrances(self) -> list[str]:
         return []  # the main process is the supervisor's descendant already
 
+    def birthplace(self) -> str | None:
+        return None
+
     def visible(self) -> dict[str, str]:
         return {}
 

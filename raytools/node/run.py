@@ -188,7 +188,7 @@ def _run(request: RunRequest) -> int:
                 signals.pass_on(run)
             else:
                 run.take(run.link.receive(0), lambda event: _on_event(event, terminal))
-        run.link.close()
+        run.close()
         record = run.result()
         if terminal is not None and record.signal is None and record.outcome not in (OK, FAILED):
             terminal.restore()

@@ -3,8 +3,9 @@
 take the locks -> sweep what an earlier run left -> write the start record -> create the group ->
 start inside, confined -> watch -> kill all in it -> measure -> write the record -> release
 
-It is nobody's child: double-forked, in a session of its own, so that neither the requester's terminal nor Ray
-(which kills a worker's direct children) takes it along. The end of the link to its requester ends the run.
+In a session of its own, so that the requester's terminal does not take it along; of a request through Ray
+it is nobody's child either: Ray kills a worker's direct children. The end of the link to its requester ends
+the run.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ class _Supervision:
         node = load_node(self.request.node_file)
         groups = locate_self()
         driver = self._driver(groups)
-        groups = locate_self()  # the driver may have moved this process into a scope
+        if driver is not None and driver.kind == "cgroup-v2":
+            groups = locate_self()  # it may have moved this process into a scope
         with contextlib.ExitStack() as undo:
             slot, claim = self._claim(node, driver)
             undo.callback(claim.release)
@@ -254,7 +256,8 @@ class _Supervision:
             stdio=self.stdio,
             foreign=self.foreign,
             cpus=record.limits.cpu_set or [],
-            group_files=group.entrances(),
+            entrances=group.entrances(),
+            birthplace=group.birthplace(),
             surroundings=confine.Surroundings(
                 memory_bytes=record.limits.memory_bytes or 0,
                 shown=shown,
@@ -370,32 +373,39 @@ def main(arguments: list[str]) -> int:
         if message is not None:
             serve(RunRequest(**message["request"]), message["run_id"], link, (0, 1, 2), [])
 
-    detach(body, own_session=True)
+    detach(body)
     return 0
 
 
-def detach(body: Callable[[], None], own_session: bool) -> None:
-    """Runs `body` in a process that is nobody's child; returns when it is off.
+def detach(body: Callable[[], None]) -> None:
+    """Runs `body` in a process that is nobody's child; returns when it is off."""
+
+    def between() -> None:
+        fork_off(body)
+
+    os.waitpid(fork_off(between), 0)
+
+
+def fork_off(body: Callable[[], None], own_session: bool = True) -> int:
+    """Runs `body` in a child that a person's keys do not reach; the child ends with it. Returns its pid.
 
     Args:
-        body: what to run; the process ends with it.
+        body: what to run.
         own_session: whether to leave the terminal.
     """
     pid = os.fork()
     if pid != 0:
-        os.waitpid(pid, 0)
-        return
+        return pid
     status = 70  # EX_SOFTWARE, should anything below fail
     try:
         if own_session:
             os.setsid()
-        if os.fork() == 0:
-            for number in _IGNORED_SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
-            signal.pthread_sigmask(signal.SIG_SETMASK, [])
-            confine.set_name("raytools-run")
-            _survive_low_memory()
-            body()
+        for number in _IGNORED_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        confine.set_name("raytools-run")
+        _survive_low_memory()
+        body()
         status = 0
     finally:
         os._exit(status)
