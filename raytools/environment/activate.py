@@ -10,8 +10,6 @@ from typing import Any
 
 from raytools.errors import EnvironmentBuildError
 
-# flags of Ray's that count in the process which submits tasks, whatever its daemons were started with
-READ_BY_DRIVERS = ("RAY_task_oom_retries",)
 PREPENDED = ("PATH", "PYTHONPATH")
 
 
@@ -32,9 +30,6 @@ def activation(prefix: Path, root: Path) -> dict[str, str]:
     variables["RAY_AUTH_MODE"] = ray["auth"]
     if ray["auth"] == "token":
         variables["RAY_AUTH_TOKEN_PATH"] = ray["token_path"]
-    for name in READ_BY_DRIVERS:
-        if name in ray.get("env", {}):
-            variables[name] = ray["env"][name]
     if node.get("toolkit"):
         variables["PYTHONPATH"] = node["toolkit"]
     return variables

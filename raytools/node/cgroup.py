@@ -248,10 +248,11 @@ def make_directory(directory: str, fix: str | None = None) -> None:
     Raises:
         RefusedError: the kernel refuses, with its reason and what to do.
         FileNotFoundError: the group above went just now, with its last run.
+        FileExistsError: it is there already.
     """
     try:
         os.mkdir(directory)
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except OSError as error:
         reasons = {
@@ -276,7 +277,14 @@ def make_inside(directory: str) -> None:
     inside = f"{directory}/{INSIDE}"
     make_directory(inside)
     if os.getuid() == 0:
-        os.chown(inside, _NOBODY, _NOBODY)
+        try:
+            os.chown(inside, _NOBODY, _NOBODY)
+        except OSError as error:
+            raise RefusedError(
+                f"cannot give the cgroup {inside} to nobody: {error.strerror}",
+                expected="root to have the right to",
+                fix="Run it where root has CAP_CHOWN, or as a granted plain user",
+            ) from error
 
 
 def remove_directory(directory: str, timeout_s: float = 2.0) -> None:
@@ -319,9 +327,14 @@ def write_limit(path: str, value: str) -> None:
 
     Raises:
         RefusedError: the kernel does not take it; names the file, the value and the kernel's reason.
+        FileNotFoundError: the group is gone.
     """
     try:
         write_file(path, value)
+    except FileNotFoundError:
+        if not os.path.isdir(os.path.dirname(path)):  # the group went just now
+            raise
+        raise RefusedError(f"this kernel has no {path}", expected="it to know this limit") from None
     except OSError as error:
         raise RefusedError(
             f"cannot write {value!r} to {path}: {error.strerror}",

@@ -44,25 +44,29 @@ def open_driver(groups: OwnCgroups) -> DriverV1:
     for parents in (own, granted):
         if all(_may_make(path) for path in parents.values()):
             return DriverV1(parents, groups.tops)
+    if any(os.path.isdir(path) for path in granted.values()):
+        lacking = next(name for name, path in granted.items() if not _may_make_in(path))
+        raise RefusedError(
+            f"cgroup v1 controller {lacking}: {granted[lacking]} is not writable for {cgroup.user_name()}",
+            expected="all of the controllers to be granted",
+            fix=f"Grant it again: {cgroup.grant_command()}",
+        )
     denied = next(name for name, path in own.items() if not _may_make(path))
-    read_only = os.statvfs(groups.own[denied]).f_flag & os.ST_RDONLY
-    if read_only:
+    if os.statvfs(groups.own[denied]).f_flag & os.ST_RDONLY:
         raise RefusedError(
             f"cgroup v1 controller {denied}: {groups.own[denied]} is mounted read-only here",
             expected="a place outside of another limited run or unprivileged container",
             fix="Start the run from outside of it",
-        )
-    if os.path.isdir(granted[denied]):
-        raise RefusedError(
-            f"cgroup v1 controller {denied}: {granted[denied]} is not writable for {cgroup.user_name()}",
-            expected="all of the controllers to be granted",
-            fix=f"Grant it again: {cgroup.grant_command()}",
         )
     raise RefusedError(
         f"cgroup v1 controller {denied}: no permission to make a group below {groups.own[denied]}",
         expected="a group of the own user's (v1 delegates nothing by itself)",
         fix=f"Allow it once with: {cgroup.grant_command()}",
     )
+
+
+def _may_make_in(directory: str) -> bool:
+    return os.path.isdir(directory) and os.access(directory, os.W_OK | os.X_OK)
 
 
 def _may_make(parent: str) -> bool:
@@ -103,19 +107,27 @@ def _make_below(controller: str, parent: str, directory: str) -> None:
     """Makes our folder if need be, and a group in it; another run may remove the folder between the two."""
     for _ in range(100):
         with contextlib.suppress(FileExistsError):
-            os.mkdir(parent)
-        with contextlib.suppress(FileNotFoundError):
+            cgroup.make_directory(parent)
+        try:
             if controller == "cpuset":
                 inherit_cpuset(parent)
             cgroup.make_directory(directory)
-            return
+        except FileNotFoundError:
+            continue
+        except RefusedError:
+            _remove_folder(parent)
+            raise
+        return
     raise RefusedError(f"{parent} is removed again and again", expected="nobody else to remove it")
 
 
 def _remove(directory: str) -> None:
     """Removes a group, and our folder above it with the last one."""
     cgroup.remove_directory(directory)
-    parent = os.path.dirname(directory)
+    _remove_folder(os.path.dirname(directory))
+
+
+def _remove_folder(parent: str) -> None:
     if os.path.basename(parent) == _FOLDER:
         with contextlib.suppress(OSError):  # other runs are still below it
             os.rmdir(parent)
@@ -125,7 +137,7 @@ def inherit_cpuset(directory: str) -> None:
     """Gives a new cpuset what its parent has: it starts empty, and an empty one takes no processes."""
     for file in ("cpuset.cpus", "cpuset.mems"):
         if (read_text(f"{directory}/{file}") or "").strip() == "":
-            cgroup.write_file(f"{directory}/{file}", _effective(os.path.dirname(directory), file))
+            cgroup.write_limit(f"{directory}/{file}", _effective(os.path.dirname(directory), file))
 
 
 def _effective(directory: str, file: str) -> str:
@@ -228,7 +240,9 @@ class GroupV1:
         return sum(known) if known else None
 
     def hit_own_limit(self) -> bool:
-        return bool(cgroup.read_number(f"{self._directories['memory']}/memory.failcnt"))
+        # with swap accounting the kernel charges memory + swap first, whose limit is the same
+        files = ("memory.failcnt", "memory.memsw.failcnt")
+        return any(cgroup.read_number(f"{self._directories['memory']}/{file}") for file in files)
 
     def changed_limits(self, limits: GroupLimits) -> list[str]:
         changed = []

@@ -64,15 +64,14 @@ def _throttled_s(groups: OwnCgroups) -> float | None:
     if version is None:
         return None
     directory, top = groups.own["cpu" if version == 1 else UNIFIED], groups.tops["cpu"]
-    total_s = 0.0
+    told = [0.0] if directory == top else []  # the root has no quota
     while len(directory) >= len(top):
-        text = read_text(f"{directory}/cpu.stat") or ""
-        for line in text.splitlines():
+        for line in (read_text(f"{directory}/cpu.stat") or "").splitlines():
             name, _, value = line.partition(" ")
             if name in ("throttled_time", "throttled_usec"):  # v1 in ns, v2 in µs
-                total_s += int(value) * (1e-9 if name == "throttled_time" else 1e-6)
+                told.append(int(value) * (1e-9 if name == "throttled_time" else 1e-6))
         directory = os.path.dirname(directory)
-    return total_s
+    return sum(told) if told else None
 
 
 def pressure_s(path: str) -> float | None:

@@ -126,9 +126,21 @@ def start(
 
 def start_by_exec(request: RunRequest, stdio: tuple[int, int, int] = (0, 1, 2)) -> SupervisedRun:
     """Starts a supervisor as a new program: for processes with threads (Ray workers), which cannot fork."""
+    ours, theirs = link.pair()
+    try:
+        return _start_by_exec(request, stdio, ours, theirs)
+    except BaseException:  # a cancellation may come at any point; an open link would keep the run
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+
+
+def _start_by_exec(
+    request: RunRequest, stdio: tuple[int, int, int], ours: Link, theirs: Link
+) -> SupervisedRun:
     import subprocess
 
-    ours, theirs = link.pair()
     package_parent = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     search_path = os.pathsep.join(filter(None, [package_parent, os.environ.get("PYTHONPATH")]))
     subprocess.run(
@@ -147,7 +159,6 @@ def start_by_exec(request: RunRequest, stdio: tuple[int, int, int] = (0, 1, 2)) 
         stderr=stdio[2],
         check=True,
     )
-    theirs.close()
     run_id = new_run_id()
     ours.send(request=as_dict(request), run_id=run_id)
     return SupervisedRun(request, run_id, ours)

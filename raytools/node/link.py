@@ -26,6 +26,9 @@ class Link:
         self._buffer = b""
         self.closed = False
 
+    def __del__(self) -> None:
+        self.close()  # forgotten, as by a cancellation between two lines, is closed too
+
     def fileno(self) -> int:
         """The descriptor to wait on."""
         return self._incoming

@@ -231,7 +231,9 @@ def _sign(directory: str, holder: Holder, descriptors: list[int]) -> Claim:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.fchmod(descriptor, 0o644)
-        os.write(descriptor, json.dumps(as_dict(holder)).encode())
+        # as much of the command as tells what it is: it may have two megabytes
+        told = {**as_dict(holder), "command": [part[:200] for part in holder.command[:20]]}
+        os.write(descriptor, json.dumps(told).encode())
     except BaseException:
         os.unlink(path)
         os.close(descriptor)

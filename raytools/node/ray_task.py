@@ -30,7 +30,7 @@ from raytools.node.plan_file import Node, find_node_file, load_node
 from raytools.node.record import LOST, OK, Record, utc_now
 from raytools.node.records import Attempts
 from raytools.node.request import STRICT, RunRequest
-from raytools.node.sweep import RUN_NAME_PREFIX
+from raytools.node.sweep import CALL_NAME_PREFIX
 from raytools.units import parse_duration_s, parse_size_bytes
 
 __all__ = ["RemoteFunction", "Run", "RunFailed", "remote"]
@@ -212,7 +212,7 @@ def _unknown(node: Node, number: int) -> Record:
 def _attempt(
     call_bytes: bytes, options: RunOptions, node_file: str | None, attempts: Attempts, number: int
 ) -> Run:
-    with tempfile.TemporaryDirectory(prefix=f"{RUN_NAME_PREFIX}call-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{CALL_NAME_PREFIX}{os.getpid()}-", dir="/tmp") as folder:
         call_file, answer_file = Path(folder, "call"), Path(folder, "answer")
         call_file.write_bytes(call_bytes)
         request = _request(options, call_file, answer_file, node_file)

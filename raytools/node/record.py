@@ -115,19 +115,23 @@ class Record(Plain):
         return {"schema": SCHEMA, **as_dict(self)}
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Record:
+    def from_json(cls, data: Any) -> Record:
         """Reads what `to_json` wrote.
 
         Raises:
             ValueError: this is not a `raytools.run/1` record.
         """
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"found schema {data.get('schema')!r}, expected {SCHEMA!r}")
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise ValueError(f"found schema {schema!r}, expected {SCHEMA!r}")
         plain = {key: value for key, value in data.items() if key != "schema"}
         parts = {"limits": Limits, "enforced": Enforced, "used": Used, "host": Host, "fairness": Fairness}
-        for key, kind in parts.items():
-            plain[key] = kind(**plain[key])
-        return cls(**plain)
+        try:
+            for key, kind in parts.items():
+                plain[key] = kind(**plain[key])
+            return cls(**plain)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"this is no complete {SCHEMA} record: {error}") from error
 
 
 def write_json(path: str | os.PathLike[str], data: Any) -> None:

@@ -25,7 +25,7 @@ from raytools.node.link import Link
 from raytools.node.plan_file import Node, Slot, load_node
 from raytools.node.record import FAILED, KILLED, OK, REFUSED, Host, Record, utc_now, write_json
 from raytools.node.request import BEST_EFFORT, RunRequest, candidate_slots, promised_limits
-from raytools.node.sweep import RUN_NAME_PREFIX, remove_tree, sweep
+from raytools.node.sweep import RUN_NAME_PREFIX, remove_tree, sweep, sweep_calls
 from raytools.node.waiting import CalledOffError, claim_first
 from raytools.node.watch import ENDING_SIGNALS, Watch
 
@@ -106,6 +106,8 @@ class _Supervision:
         with contextlib.ExitStack() as undo:
             slot, claim = self._claim(node, driver)
             undo.callback(claim.release)
+            if self.request.scratch:
+                sweep_calls()
             for dead in sweep():
                 self.link.send(event="notice", text=dead.describe())
             self._describe(node, slot)

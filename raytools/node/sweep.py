@@ -17,6 +17,7 @@ from raytools.node.plain import Plain
 from raytools.node.record import LOST, Record, utc_now, write_json
 
 RUN_NAME_PREFIX = "rt-run-"  # of a run's group and of its temporary directory
+CALL_NAME_PREFIX = f"{RUN_NAME_PREFIX}call-"  # of the directory of a function's call; its maker's pid follows
 
 
 class Swept(Plain):
@@ -47,11 +48,10 @@ def sweep() -> list[Swept]:
             processes = sum(_kill_group(d, owner) for d in holder.traces.get("cgroups", []))
             directories = [d for d in holder.traces.get("directories", []) if _belongs_to(d, owner)]
             left = [directory for directory in directories if not remove_tree(directory)]
-            _write_lost(holder, owner)
+            problem = f"{left[0]} cannot be removed" if left else _write_lost(holder, owner)
             _unlink(path)
-            problem = f"{left[0]} cannot be removed" if left else None
             swept.append(Swept(holder.run_id, processes, problem))
-        except (OSError, ValueError, TypeError, KeyError) as error:  # the last three: not our record
+        except OSError as error:
             swept.append(Swept(holder.run_id, 0, str(error)))
     return swept
 
@@ -111,15 +111,31 @@ def _kill_group(directory: str, owner: int) -> int:
     return found
 
 
-def _write_lost(holder: locks.Holder, owner: int) -> None:
-    """Turns the start record into `lost`, unless the supervisor had already written the end."""
+def _write_lost(holder: locks.Holder, owner: int) -> str | None:
+    """Turns the start record into `lost`, unless the supervisor had already written the end.
+
+    Returns:
+        Why that cannot be done, as where somebody has put something else there.
+    """
     path = holder.record_path
     if path is None or not os.path.isfile(path) or os.path.islink(path) or os.lstat(path).st_uid != owner:
-        return
-    with open(path) as file:
-        record = Record.from_json(json.load(file))
-    if record.outcome is None and record.run_id == holder.run_id:
-        record.outcome = LOST
-        record.message = "the supervisor vanished; swept by a later run"
-        record.finished_at = utc_now()
-        write_json(path, record.to_json())
+        return None
+    try:
+        with open(path) as file:
+            record = Record.from_json(json.load(file))
+        if record.outcome is None and record.run_id == holder.run_id:
+            record.outcome = LOST
+            record.message = "the supervisor vanished; swept by a later run"
+            record.finished_at = utc_now()
+            write_json(path, record.to_json())
+    except (OSError, ValueError) as error:
+        return f"its record {path} cannot be completed: {error}"
+    return None
+
+
+def sweep_calls() -> None:
+    """Removes the directories of calls whose Ray worker was killed before its supervisor knew of them."""
+    for name in os.listdir("/tmp"):
+        pid = name[len(CALL_NAME_PREFIX) :].partition("-")[0] if name.startswith(CALL_NAME_PREFIX) else ""
+        if pid.isdigit() and not os.path.exists(f"/proc/{pid}") and _belongs_to(f"/tmp/{name}", os.getuid()):
+            remove_tree(f"/tmp/{name}")

@@ -216,7 +216,6 @@ class _connected:  # noqa: N801 - used as a function
         os.environ["RAY_AUTH_MODE"] = self._node["ray"]["auth"]
         if self._node["ray"]["auth"] == "token":
             os.environ["RAY_AUTH_TOKEN_PATH"] = self._node["ray"]["token_path"]
-        os.environ["RAY_task_oom_retries"] = "0"  # noqa: SIM112 - counts where tasks are submitted: here
         os.environ["RAY_DEDUP_LOGS"] = "0"  # nodes say the same lines; each is one node's progress
         os.environ["RAY_COLOR_PREFIX"] = "0"
         import ray

@@ -146,7 +146,8 @@ def test_the_systemd_unit_gives_ray_the_same_environment_as_the_process(node: di
 
 def test_the_systemd_unit_starts_ray_with_the_plans_arguments(node: dict[str, Any]) -> None:
     unit = dict(unit_of(node))
-    assert shlex.split(unit["ExecStart"]) == ["/e/bin/ray", "start", *node["ray"]["start_args"]]
+    into_leaf = [node["python"], "-m", "raytools.node", "enter-main"]
+    assert shlex.split(unit["ExecStart"]) == [*into_leaf, "/e/bin/ray", "start", *node["ray"]["start_args"]]
     assert unit["KillSignal"] == "SIGTERM"
     assert unit["Delegate"] == "cpuset cpu memory pids"
     assert unit["User"] == "ray"
