@@ -50,6 +50,7 @@ class GroupLimits(Plain):
     cpus: tuple[int, ...]
     memory_bytes: int
     pids: int
+    denied_devices: tuple[str, ...] = ()  # as `c 195:1`, for kernels with rules for them
 
 
 class GroupUsage(Plain):

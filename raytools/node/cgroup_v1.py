@@ -172,6 +172,8 @@ class GroupV1:
             cgroup.write_limit(f"{memory}/memory.swappiness", "0")
         if "pids" in self._directories:
             cgroup.write_limit(f"{self._directories['pids']}/pids.max", str(limits.pids))
+        for device in limits.denied_devices if "devices" in self._directories else ():
+            cgroup.write_limit(f"{self._directories['devices']}/devices.deny", f"{device} rwm")
         if "cpu" in self._directories:
             # as much weight as one task on each of its CPUs: a fork bomb does not starve its supervisor
             cgroup.write_limit(f"{self._directories['cpu']}/cpu.shares", str(1024 * len(limits.cpus)))

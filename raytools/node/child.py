@@ -252,6 +252,9 @@ def _become(command: Command, tell: Callable[..., Any]) -> None:
         os.chdir(command.cwd)
         at = command.arguments[0]
         os.execvpe(command.arguments[0], list(command.arguments), command.environment)
+    except ValueError as error:  # an empty name, or a null character
+        tell(exec_error=f"{at!r}: {error}")
+        os._exit(_NOT_FOUND)
     except OSError as error:
         no_interpreter = error.errno == errno.ENOENT and at != command.cwd and os.path.exists(at)
         tell(exec_error=f"{at}: {'its interpreter was not found' if no_interpreter else error.strerror}")

@@ -14,7 +14,7 @@ from raytools.node import launch
 from raytools.node.plain import Plain
 from raytools.node.plan_file import find_node_file
 from raytools.node.record import OK
-from raytools.node.request import STRICT, RunRequest
+from raytools.node.request import STRICT, RunRequest, record_target, start_directory
 from raytools.units import parse_duration_s, parse_size_bytes
 
 TYPE_CHECKING = False
@@ -106,11 +106,17 @@ def run(
 
     Raises:
         RefusedError: it could not get what it was promised; nothing was started.
+        RaytoolsError: `cwd` or `record` cannot be used.
         ValueError: a size or duration cannot be read.
+        TypeError: `command` is no list.
+        OSError: a descriptor is not open.
     """
+    if isinstance(command, (str, bytes)) or not command:
+        raise TypeError(f"found command {command!r}, expected a list of a program and its arguments")
+    stdio = (_descriptor(stdin, 0), _descriptor(stdout, 1), _descriptor(stderr, 2))
     request = RunRequest(
         command=[os.fspath(part) for part in command],
-        cwd=os.path.abspath(cwd) if cwd is not None else os.getcwd(),
+        cwd=start_directory(None if cwd is None else os.fspath(cwd)),
         environment=dict(os.environ),
         variables=dict(env or {}),
         slot=slot,
@@ -121,10 +127,9 @@ def run(
         grace_s=None if grace is None else parse_duration_s(grace),
         wait_s=parse_duration_s(wait),
         enforce=enforce,
-        record_path=os.path.abspath(record) if record is not None else None,
+        record_path=None if record is None else record_target(os.fspath(record)),
         node_file=find_node_file(),
     )
-    stdio = (_descriptor(stdin, 0), _descriptor(stdout, 1), _descriptor(stderr, 2))
     start = launch.start if _has_one_thread() else launch.start_by_exec
     finished = start(request, stdio).wait()
     return Run(None, finished.outcome or "", finished.to_json())
@@ -133,7 +138,9 @@ def run(
 def _descriptor(file: File, default: int) -> int:
     if file is None:
         return default
-    return file if isinstance(file, int) else file.fileno()
+    descriptor = file if isinstance(file, int) else file.fileno()
+    os.fstat(descriptor)  # an OSError here, rather than in the command's process
+    return descriptor
 
 
 def _has_one_thread() -> bool:

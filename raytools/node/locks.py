@@ -73,6 +73,7 @@ class Claim:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         for descriptor in self._descriptors:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # for the copies in forked children, too
             os.close(descriptor)
         self._descriptors = []
 

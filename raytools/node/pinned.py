@@ -12,6 +12,7 @@ import os
 import time as clock
 from collections.abc import Iterator, Sequence
 
+from raytools.errors import RaytoolsError
 from raytools.node.cgroup import user_name
 from raytools.node.launch import new_run_id
 from raytools.node.locks import PINNED, BusyError, Claim, Holder, claim_any
@@ -39,6 +40,7 @@ def pinned(cpus: int = 1, wait: str | float = "60s") -> Iterator[list[int]]:
 
     Raises:
         BusyError: they did not become free in time; names who holds them.
+        RaytoolsError: this process holds them itself.
         ValueError: more than this process may use, or none.
     """
     candidates = _candidates()
@@ -46,14 +48,15 @@ def pinned(cpus: int = 1, wait: str | float = "60s") -> Iterator[list[int]]:
         raise ValueError(
             f"found cpus={cpus}, expected 1 to {len(candidates)}: this process may use {candidates}"
         )
+    before: dict[int, set[int]] = {}
     claim = _claim(candidates, cpus, parse_duration_s(wait))
-    before = _affinities()
     try:
-        _pin({thread: set(claim.holder.cpus) for thread in before})
+        _pin_all(set(claim.holder.cpus), before)
         yield list(claim.holder.cpus)
     finally:
         usual = before.get(os.getpid()) or set(candidates)
-        _pin({thread: before.get(thread, usual) for thread in _threads()})
+        for thread in _threads():
+            _pin(thread, before.get(thread) or usual)
         claim.release()
 
 
@@ -82,7 +85,13 @@ def _claim(candidates: Sequence[int], count: int, wait_s: float) -> Claim:
     while True:
         try:
             return claim_any(holder, candidates, count)
-        except BusyError:
+        except BusyError as error:
+            if len({*candidates} - _own(error)) < count:
+                raise RaytoolsError(
+                    f"this process holds {sorted(_own(error))} of the CPUs {list(candidates)} itself",
+                    expected=f"{count} that it does not hold",
+                    fix="Ask for all in the outer `pinned` block",
+                ) from error
             if clock.monotonic() >= deadline:
                 raise
             clock.sleep(pause_s)
@@ -93,15 +102,20 @@ def _threads() -> list[int]:
     return [int(name) for name in os.listdir("/proc/self/task")]
 
 
-def _affinities() -> dict[int, set[int]]:
-    found = {}
-    for thread in _threads():
-        with contextlib.suppress(ProcessLookupError):  # it ended just now
-            found[thread] = os.sched_getaffinity(thread)
-    return found
+def _own(error: BusyError) -> set[int]:
+    return {cpu for holder in error.holders if holder.pid == os.getpid() for cpu in holder.cpus}
 
 
-def _pin(cpus_by_thread: dict[int, set[int]]) -> None:
-    for thread, cpus in cpus_by_thread.items():
-        with contextlib.suppress(ProcessLookupError):
-            os.sched_setaffinity(thread, cpus)
+def _pin_all(cpus: set[int], before: dict[int, set[int]]) -> None:
+    """Pins every thread and notes what it had; again for those that were started meanwhile."""
+    while new := [thread for thread in _threads() if thread not in before]:
+        for thread in new:
+            before[thread] = set()
+            with contextlib.suppress(ProcessLookupError):  # it ended just now
+                before[thread] = os.sched_getaffinity(thread)
+                os.sched_setaffinity(thread, cpus)
+
+
+def _pin(thread: int, cpus: set[int]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.sched_setaffinity(thread, cpus)

@@ -68,7 +68,13 @@ class Node(Plain):
 
 
 def find_node_file(config: str | None = None) -> str | None:
-    """The node.json that applies here: RAYTOOLS_ROOT, `.raytools/` beside cluster.yaml, /opt/raytools."""
+    """The node.json that applies here: RAYTOOLS_ROOT, `.raytools/` beside cluster.yaml, /opt/raytools.
+
+    Raises:
+        RaytoolsError: `config` is named, but is not there.
+    """
+    if config and not os.path.isfile(config):
+        raise RaytoolsError(f"found no file {config}", expected="cluster.yaml (-c)")
     if root := os.environ.get("RAYTOOLS_ROOT"):
         return f"{root}/node.json"
     beside = os.path.dirname(os.path.abspath(config)) if config else os.getcwd()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
-from raytools.errors import RefusedError
+from raytools.errors import RaytoolsError, RefusedError
 from raytools.node.cgroup_tree import read_text
 from raytools.node.plain import Plain, field
 from raytools.node.plan_file import Node, Slot
@@ -40,6 +41,35 @@ class RunRequest(Plain):
     raylet_pid: int | None = None  # of a request that came through Ray: without it the run is lost
     # the requester's process group, if the command is to share its terminal: keys, job control, window size
     terminal_group: int | None = None
+
+
+def record_target(path: str) -> str:
+    """Where a record really goes, links followed.
+
+    Raises:
+        RaytoolsError: it would replace something that is not a file, such as /dev/null.
+    """
+    target = os.path.realpath(path)
+    if os.path.lexists(target) and not os.path.isfile(target):
+        raise RaytoolsError(f"record: {path} is no regular file", expected="a file, or a new name")
+    if not os.path.isdir(os.path.dirname(target)):
+        raise RaytoolsError(f"record: {os.path.dirname(target)} is no directory", expected="an existing one")
+    return target
+
+
+def start_directory(path: str | None) -> str:
+    """Where the command starts: here, by default.
+
+    Raises:
+        RaytoolsError: it is no directory, or this one was removed.
+    """
+    try:
+        directory = os.path.abspath(path) if path else os.getcwd()
+    except FileNotFoundError:
+        raise RaytoolsError("the current directory is gone", fix="cd somewhere else, or name one") from None
+    if not os.path.isdir(directory):
+        raise RaytoolsError(f"cwd: {directory} is no directory", expected="an existing directory")
+    return directory
 
 
 def candidate_slots(request: RunRequest, node: Node) -> Sequence[Slot]:

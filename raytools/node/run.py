@@ -16,7 +16,14 @@ from raytools.errors import RaytoolsError
 from raytools.node import launch
 from raytools.node.plan_file import find_node_file
 from raytools.node.record import FAILED, KILLED, LOST, OK, OOM, REFUSED, TIMEOUT, Record
-from raytools.node.request import ALL_SLOTS, BEST_EFFORT, STRICT, RunRequest
+from raytools.node.request import (
+    ALL_SLOTS,
+    BEST_EFFORT,
+    STRICT,
+    RunRequest,
+    record_target,
+    start_directory,
+)
 from raytools.node.terminal import ForwardedSignals, Terminal, die_of, own_terminal
 from raytools.units import format_duration, parse_duration_s, parse_size_bytes
 
@@ -152,17 +159,9 @@ def _request(options: argparse.Namespace, node_file: str | None) -> RunRequest:
     variables = dict(entry.partition("=")[::2] for entry in options.env)
     if wrong := [entry for entry in options.env if "=" not in entry or entry.startswith("=")]:
         raise RaytoolsError(f"--env: found {wrong[0]!r}", expected="NAME=VALUE")
-    cwd = os.path.abspath(options.cwd) if options.cwd else os.getcwd()
-    if not os.path.isdir(cwd):
-        raise RaytoolsError(f"--cwd: {cwd} is no directory", expected="an existing directory")
-    record = os.path.abspath(options.record) if options.record else None
-    if record and not os.path.isdir(os.path.dirname(record)):
-        raise RaytoolsError(
-            f"--record: {os.path.dirname(record)} is no directory", expected="an existing one"
-        )
     return RunRequest(
         command=command,
-        cwd=cwd,
+        cwd=start_directory(options.cwd),
         environment=dict(os.environ),
         variables=variables,
         slot=options.slot,
@@ -173,7 +172,7 @@ def _request(options: argparse.Namespace, node_file: str | None) -> RunRequest:
         grace_s=options.grace,
         wait_s=options.wait,
         enforce=options.enforce,
-        record_path=record,
+        record_path=record_target(options.record) if options.record else None,
         node_file=node_file,
     )
 

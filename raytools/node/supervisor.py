@@ -90,6 +90,7 @@ class _Supervision:
         self.stdio = stdio
         self.foreign = foreign
         self.name = f"{RUN_NAME_PREFIX}{record.run_id}"
+        self.denied_devices: tuple[str, ...] = ()
 
     def run(self) -> None:
         """The whole life of the run; fills in the record.
@@ -111,6 +112,7 @@ class _Supervision:
             for dead in sweep():
                 self.link.send(event="notice", text=dead.describe())
             self._describe(node, slot)
+            self.denied_devices = _devices_of_gpus(set(node.whole.gpus) - set(self.record.limits.gpus))
             temporary = undo.enter_context(self._temporary_directory())
             self._write_start_record()
             group = self._group(driver)
@@ -210,7 +212,12 @@ class _Supervision:
 
     def _limits(self) -> cgroup.GroupLimits:
         limits = self.record.limits
-        return cgroup.GroupLimits(tuple(limits.cpu_set or ()), limits.memory_bytes or 0, limits.pids or 0)
+        return cgroup.GroupLimits(
+            tuple(limits.cpu_set or ()),
+            limits.memory_bytes or 0,
+            limits.pids or 0,
+            self.denied_devices,
+        )
 
     def _start_and_watch(self, group: cgroup.Group, node: Node, groups: OwnCgroups, temporary: str) -> None:
         record, limits = self.record, self.record.limits
@@ -352,6 +359,16 @@ def _pidfd(pid: int | None) -> int | None:
         raise RefusedError("the raylet that asked for this run is gone already") from error
     except OSError:  # before Linux 5.3: the end of its worker tells later
         return None
+
+
+def _devices_of_gpus(indices: set[int]) -> tuple[str, ...]:
+    """GPUs of the node that are not this run's, as cgroup v1 names devices."""
+    found = []
+    for index in sorted(indices):
+        with contextlib.suppress(OSError):  # no device file: nothing to open
+            number = os.stat(f"/dev/nvidia{index}").st_rdev
+            found.append(f"c {os.major(number)}:{os.minor(number)}")
+    return tuple(found)
 
 
 def _temporary_path(name: str) -> str:
