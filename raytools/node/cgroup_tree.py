@@ -191,6 +191,6 @@ def group_folders(directory: str) -> list[str]:
         try:
             with os.scandir(folder) as entries:
                 found += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        except OSError:
+        except FileNotFoundError:
             continue
     return found

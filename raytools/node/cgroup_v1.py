@@ -19,6 +19,7 @@ from raytools.node.cgroup_tree import UNIFIED, OwnCgroups, group_processes, read
 from raytools.node.cpu_list import parse_cpu_list
 
 _EFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # EFD_CLOEXEC and EFD_NONBLOCK have these values
+_HUGE_PAGE_BYTES = 2 * 2**20
 _FOLDER = "raytools"  # our directory below the own group: groups of runs are its children
 
 
@@ -242,9 +243,12 @@ class GroupV1:
         return sum(known) if known else None
 
     def hit_own_limit(self) -> bool:
-        # with swap accounting the kernel charges memory + swap first, whose limit is the same
-        files = ("memory.failcnt", "memory.memsw.failcnt")
-        return any(cgroup.read_number(f"{self._directories['memory']}/{file}") for file in files)
+        # failcnt would tell, but not on every kernel; the peak does, up to a huge page that found no room
+        memory = self._directories["memory"]
+        limit_bytes = cgroup.read_number(f"{memory}/memory.limit_in_bytes") or 0
+        files = ("memory.max_usage_in_bytes", "memory.memsw.max_usage_in_bytes")
+        peak_bytes = max(cgroup.read_number(f"{memory}/{file}") or 0 for file in files)
+        return peak_bytes > limit_bytes - _HUGE_PAGE_BYTES
 
     def changed_limits(self, limits: GroupLimits) -> list[str]:
         changed = []

@@ -56,6 +56,18 @@ except RuntimeError:
 print(count, flush=True)
 os._exit(0)
 """
+_DAEMONS = """
+import os, time
+read, write = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    os.fork()
+    os.write(write, b'x')
+    time.sleep(60)
+count = 0
+while count < 2:
+    count += len(os.read(read, 2))
+"""
 _SHARED_MEMORY = "open('/dev/shm/raytools-check', 'w').close()"
 
 
@@ -198,8 +210,7 @@ def _time(node_file: str | None, enforce: str) -> Proof:
 
 
 def _orphans(node_file: str | None, enforce: str) -> Proof:
-    script = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    os.fork()\n    time.sleep(60)"
-    record, _ = _run(node_file, enforce, script)
+    record, _ = _run(node_file, enforce, _DAEMONS)
     swept, left = record.used.processes_swept, record.used.processes_left
     holds = record.outcome == OK and swept == 2 and left == 0
     how = f"{record.enforced.time}: two daemons killed with the run"

@@ -41,6 +41,7 @@ class Command(Plain):
     birthplace: str | None  # or is born there
     surroundings: Surroundings
     shares_terminal: bool
+    ignores_hangup: bool
 
 
 class Process:
@@ -246,7 +247,7 @@ def _become(command: Command, tell: Callable[..., Any]) -> None:
     ]
     for number, descriptor in enumerate(moved):
         os.dup2(descriptor, number)
-    _default_signals()
+    _default_signals(besides=(signal.SIGHUP,) if command.ignores_hangup else ())
     at = command.cwd
     try:
         os.chdir(command.cwd)
@@ -267,12 +268,12 @@ def _default_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
-def _default_signals() -> None:
+def _default_signals(besides: Sequence[int]) -> None:
     """Python ignores SIGPIPE, and a requester may ignore others; a command expects the defaults.
 
     What has a handler gets the default by the exec itself.
     """
-    for number in signal.valid_signals():
+    for number in signal.valid_signals() - set(besides):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])

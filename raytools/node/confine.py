@@ -241,8 +241,11 @@ def confine(level: str, surroundings: Surroundings) -> None:
 def _hide_services() -> None:
     """Covers the sockets of services that would start a program outside for whoever asks."""
     own = f"/run/user/{os.getuid()}"
-    if os.path.isdir(own):
-        _mount("tmpfs", own, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0700")
+    is_there = os.path.isdir(own)
+    if os.path.isdir("/run/user"):  # root could ask the service managers of all who are logged in
+        _mount("tmpfs", "/run/user", "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755")
+        if is_there:
+            os.mkdir(own, 0o700)  # XDG_RUNTIME_DIR, empty
     for path in _SERVICE_SOCKETS:
         if os.path.exists(path):
             _mount(os.devnull, path, None, _MS_BIND)

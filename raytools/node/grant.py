@@ -30,7 +30,7 @@ def grant(user: str) -> list[str]:
     Raises:
         RaytoolsError: not root, no such user, or no cgroup hierarchy that can be given away.
     """
-    account = _account(user)
+    account = _account(user, "")
     if tops := _v1_mount_points():
         return [_give(top, name, account) for name, top in tops.items()]
     if Path("/run/systemd/system").is_dir():
@@ -48,7 +48,7 @@ def revoke(user: str) -> list[str]:
     Raises:
         RaytoolsError: not root, no such user, or runs of that user are still there.
     """
-    account = _account(user)
+    account = _account(user, " --revoke")
     done = []
     for name, top in _v1_mount_points().items():
         folder = f"{top}/{granted_folder(account.pw_uid)}"
@@ -114,9 +114,11 @@ def _do(*command: str) -> None:
         raise RaytoolsError(f"{' '.join(command)} failed: {done.stderr.strip() or done.returncode}")
 
 
-def _account(user: str) -> pwd.struct_passwd:
+def _account(user: str, option: str) -> pwd.struct_passwd:
     if os.geteuid() != 0:
-        raise RaytoolsError("not root", expected="root", fix=f"Run: sudo raytools grant --user {user}")
+        raise RaytoolsError(
+            "not root", expected="root", fix=f"Run: sudo raytools grant --user {user}{option}"
+        )
     try:
         return pwd.getpwnam(user)
     except KeyError:

@@ -87,8 +87,11 @@ def lock_directory() -> str:
     path = os.environ.get("RAYTOOLS_LOCK_DIR") or _default_directory()
     for directory in (path, f"{path}/held"):
         if not os.path.isdir(directory):
-            with contextlib.suppress(FileExistsError):
-                os.makedirs(directory)
+            try:
+                os.makedirs(directory, exist_ok=True)
+            except OSError as error:
+                raise _unusable(directory, error) from error
+            with contextlib.suppress(OSError):  # its maker, at the same moment, was another user
                 os.chmod(directory, 0o1777)  # noqa: S103 - as /tmp: anybody's locks, nobody else's to remove
         if os.path.islink(directory) or not os.access(directory, os.W_OK | os.X_OK):
             raise RaytoolsError(
@@ -97,6 +100,14 @@ def lock_directory() -> str:
                 fix=f"sudo chmod 1777 {directory}",
             )
     return path
+
+
+def _unusable(path: str, error: OSError) -> RaytoolsError:
+    return RaytoolsError(
+        f"{path} cannot be written: {error.strerror}",
+        expected="a directory for locks with room in it",
+        fix="Make room there, or name another directory for all users: RAYTOOLS_LOCK_DIR",
+    )
 
 
 def _default_directory() -> str:
@@ -128,11 +139,14 @@ def open_lock(path: str) -> int:
                 return descriptor
             os.close(descriptor)
         except FileNotFoundError:
-            with contextlib.suppress(FileExistsError):
+            try:
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
                 os.fchmod(descriptor, 0o644)  # whatever the umask
-                return descriptor
-            continue
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise _unusable(path, error) from error
+            return descriptor
         except OSError:  # a link, or not readable
             pass
         raise RaytoolsError(
@@ -228,16 +242,23 @@ def _take_cpu(directory: str, cpu: int) -> int | None:
 def _sign(directory: str, holder: Holder, descriptors: list[int]) -> Claim:
     """Says who holds these descriptors, in a file that is locked for as long as the holder lives."""
     path = f"{directory}/held/{holder.run_id}.json"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        raise  # two of one name: a defect of ours
+    except OSError as error:
+        raise _unusable(path, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.fchmod(descriptor, 0o644)
         # as much of the command as tells what it is: it may have two megabytes
         told = {**as_dict(holder), "command": [part[:200] for part in holder.command[:20]]}
         os.write(descriptor, json.dumps(told).encode())
-    except BaseException:
+    except BaseException as error:
         os.unlink(path)
         os.close(descriptor)
+        if isinstance(error, OSError):
+            raise _unusable(path, error) from error
         raise
     return Claim(holder, path, [*descriptors, descriptor])
 

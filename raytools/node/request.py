@@ -41,6 +41,7 @@ class RunRequest(Plain):
     raylet_pid: int | None = None  # of a request that came through Ray: without it the run is lost
     # the requester's process group, if the command is to share its terminal: keys, job control, window size
     terminal_group: int | None = None
+    ignores_hangup: bool = False  # the requester does, as under nohup(1), whose point is to be inherited
 
 
 def record_target(path: str) -> str:

@@ -178,7 +178,8 @@ def _request(options: argparse.Namespace, node_file: str | None) -> RunRequest:
 
 
 def _run(request: RunRequest) -> int:
-    terminal = own_terminal()
+    request.ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    terminal = None if request.ignores_hangup else own_terminal()
     request.terminal_group = os.getpgrp() if terminal else None
     with terminal or contextlib.nullcontext(), ForwardedSignals(terminal is not None) as signals:
         run = launch.start(request, passes_descriptors=True)
@@ -210,7 +211,7 @@ def _explain(record: Record) -> None:
         return
     wall = "" if record.used.wall_s is None else f" after {format_duration(record.used.wall_s)}"
     reason = f": {record.message}" if record.message else ""
-    with contextlib.suppress(BrokenPipeError):
+    with contextlib.suppress(OSError):  # nobody listens any more
         print(f"raytools run: {record.outcome}{wall}{reason}", file=sys.stderr)
 
 

@@ -177,11 +177,8 @@ class _Supervision:
     def _temporary_directory(self) -> Iterator[str]:
         """The run's private directory with the token of its private Ray; gone with the run."""
         path = _temporary_path(self.name)
-        os.mkdir(path, mode=0o700)
         try:
-            descriptor = os.open(f"{path}/token", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            os.write(descriptor, os.urandom(32).hex().encode())
-            os.close(descriptor)
+            _make_temporary(path)
             yield path
         finally:
             if not remove_tree(path):
@@ -275,6 +272,7 @@ class _Supervision:
                 shares_terminal=request.terminal_group is not None,
             ),
             shares_terminal=request.terminal_group is not None,
+            ignores_hangup=request.ignores_hangup,
         )
         process, level = child.start(command, record.enforced.missing)
         if level != confine.NOTHING:
@@ -361,6 +359,21 @@ def _pidfd(pid: int | None) -> int | None:
         return None
 
 
+def _make_temporary(path: str) -> None:
+    try:
+        os.mkdir(path, mode=0o700)
+        descriptor = os.open(f"{path}/token", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, os.urandom(32).hex().encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise RefusedError(
+            f"the run's directory {path} cannot be made: {error.strerror}",
+            expected="room and write permission in /tmp",
+        ) from error
+
+
 def _devices_of_gpus(indices: set[int]) -> tuple[str, ...]:
     """GPUs of the node that are not this run's, as cgroup v1 names devices."""
     found = []
@@ -402,7 +415,9 @@ def detach(body: Callable[[], None]) -> None:
     def between() -> None:
         fork_off(body)
 
-    os.waitpid(fork_off(between), 0)
+    pid = fork_off(between)
+    with contextlib.suppress(ChildProcessError):  # the caller ignores SIGCHLD
+        os.waitpid(pid, 0)
 
 
 def fork_off(body: Callable[[], None], own_session: bool = True) -> int:
@@ -421,6 +436,9 @@ def fork_off(body: Callable[[], None], own_session: bool = True) -> int:
             os.setsid()
         for number in _IGNORED_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # ignored, it would have the kernel collect our children
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         confine.set_name("raytools-run")
         _survive_low_memory()

@@ -51,11 +51,13 @@ class ForwardedSignals:
         self._last = (0, 0, 0.0)  # signal, sender, when
 
     def __enter__(self) -> ForwardedSignals:
-        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+        # one that is ignored, as nohup(1) does it, would come to life by being blocked
+        forwarded = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
         mask = ctypes.create_string_buffer(128)  # sigset_t
         libc = ctypes.CDLL(None, use_errno=True)
         libc.sigemptyset(mask)
-        for number in _FORWARDED:
+        for number in forwarded:
             libc.sigaddset(mask, int(number))
         self._descriptor = int(libc.signalfd(-1, mask, _SFD_FLAGS))
         if self._descriptor < 0:
@@ -78,8 +80,9 @@ class ForwardedSignals:
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._descriptor, _SIGINFO_BYTES):
                 number, _errno, code, sender = struct.unpack_from("=Iiii", data)
+                is_echo = self._is_echo(number, sender)
                 delivered = self._sentinel is not None and self._sentinel.got(number)
-                if code == _SI_KERNEL or not self._is_echo(number, sender):
+                if code == _SI_KERNEL or not is_echo:
                     run.signal(number, group=_FORWARDED[number], delivered=delivered)
 
     def _is_echo(self, number: int, sender: int) -> bool:
@@ -173,10 +176,8 @@ def die_of(number: int) -> None:
 
 
 def own_terminal() -> Terminal | None:
-    """The controlling terminal of this process, if one of its standard descriptors is it."""
-    if not any(os.isatty(number) for number in (0, 1, 2)):
-        return None
+    """The controlling terminal of this process, wherever its standard streams lead."""
     try:
         return Terminal(os.open("/dev/tty", os.O_RDWR | os.O_CLOEXEC))
-    except OSError:  # a terminal, but not of this session
+    except OSError:  # there is none, as under cron or ssh
         return None

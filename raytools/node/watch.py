@@ -158,7 +158,9 @@ class Watch:
         if not delivered:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-os.getpgid(self._main) if group else self._main, number)
-        if number in ENDING_SIGNALS:
+        # a terminal's end is told by the kernel and by the shell: that is no impatience
+        hangs_up_again = number == signal.SIGHUP and self.end.ending_signals > 0
+        if number in ENDING_SIGNALS and not hangs_up_again:
             self.end.ending_signals += 1
             self.end.message = f"ended on request ({signal.Signals(number).name})"
 
