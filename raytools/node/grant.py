@@ -15,8 +15,9 @@ from pathlib import Path
 
 from raytools.errors import RaytoolsError
 from raytools.node import cgroup
-from raytools.node.cgroup_tree import locate_self
+from raytools.node.cgroup_tree import UNIFIED, group_processes, locate_self
 from raytools.node.cgroup_v1 import granted_folder, inherit_cpuset
+from raytools.node.systemd_scope import SLICE
 
 _DROP_IN = "/etc/systemd/system/user@{uid}.service.d/50-raytools.conf"
 _DROP_IN_TEXT = "# written by: raytools grant{lingering}\n[Service]\nDelegate=cpuset cpu memory pids\n"
@@ -84,6 +85,7 @@ def _take_back(account: pwd.struct_passwd) -> list[str]:
     drop_in = Path(_DROP_IN.format(uid=account.pw_uid))
     if not drop_in.exists():
         return []
+    _require_no_scopes(account)
     lingers = _LINGERS in drop_in.read_text()
     drop_in.unlink()
     with contextlib.suppress(OSError):  # somebody else has a drop-in there
@@ -95,6 +97,20 @@ def _take_back(account: pwd.struct_passwd) -> list[str]:
         done.append("disabled lingering")
     _reexecute_manager(account)
     return done
+
+
+def _require_no_scopes(account: pwd.struct_passwd) -> None:
+    """Without lingering the user's manager ends, and its scopes with it."""
+    top = locate_self().tops[UNIFIED]
+    user = f"{top}/user.slice/user-{account.pw_uid}.slice/user@{account.pw_uid}.service/{SLICE}"
+    scopes = sorted(os.listdir(user)) if os.path.isdir(user) else []
+    for name in scopes:
+        if name.startswith("raytools-") and group_processes(f"{user}/{name}"):
+            raise RaytoolsError(
+                f"{name} of {account.pw_name} is a run that goes on",
+                expected=f"no runs of {account.pw_name}",
+                fix="See them with: raytools slots",
+            )
 
 
 def _reexecute_manager(account: pwd.struct_passwd) -> None:

@@ -7,6 +7,7 @@ time are not limited, and a program may still re-pin itself.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import time as clock
@@ -20,6 +21,7 @@ from raytools.node.plan_file import find_node_file, load_node
 from raytools.node.record import utc_now
 from raytools.units import parse_duration_s
 
+_held_by_thread: dict[int, set[int]] = {}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
 
 
@@ -40,7 +42,7 @@ def pinned(cpus: int = 1, wait: str | float = "60s") -> Iterator[list[int]]:
 
     Raises:
         BusyError: they did not become free in time; names who holds them.
-        RaytoolsError: this process holds them itself.
+        RaytoolsError: this thread holds them itself.
         ValueError: more than this process may use, or none.
     """
     candidates = _candidates()
@@ -49,14 +51,23 @@ def pinned(cpus: int = 1, wait: str | float = "60s") -> Iterator[list[int]]:
             f"found cpus={cpus}, expected 1 to {len(candidates)}: this process may use {candidates}"
         )
     before: dict[int, set[int]] = {}
+    outer = _held_by_thread.get(_thread.get_ident(), set())
+    if len(set(candidates) - outer) < cpus:
+        raise RaytoolsError(
+            f"this thread holds {sorted(outer)} of the CPUs {candidates} already",
+            expected=f"{cpus} that it does not hold",
+            fix="Ask for all in the outer `pinned` block",
+        )
     claim = _claim(candidates, cpus, parse_duration_s(wait))
     try:
+        _held_by_thread[_thread.get_ident()] = outer | set(claim.holder.cpus)
         _pin_all(set(claim.holder.cpus), before)
         yield list(claim.holder.cpus)
     finally:
         usual = before.get(os.getpid()) or set(candidates)
         for thread in _threads():
             _pin(thread, before.get(thread) or usual)
+        _held_by_thread[_thread.get_ident()] = outer
         claim.release()
 
 
@@ -85,13 +96,7 @@ def _claim(candidates: Sequence[int], count: int, wait_s: float) -> Claim:
     while True:
         try:
             return claim_any(holder, candidates, count)
-        except BusyError as error:
-            if len({*candidates} - _own(error)) < count:
-                raise RaytoolsError(
-                    f"this process holds {sorted(_own(error))} of the CPUs {list(candidates)} itself",
-                    expected=f"{count} that it does not hold",
-                    fix="Ask for all in the outer `pinned` block",
-                ) from error
+        except BusyError:
             if clock.monotonic() >= deadline:
                 raise
             clock.sleep(pause_s)
@@ -100,10 +105,6 @@ def _claim(candidates: Sequence[int], count: int, wait_s: float) -> Claim:
 
 def _threads() -> list[int]:
     return [int(name) for name in os.listdir("/proc/self/task")]
-
-
-def _own(error: BusyError) -> set[int]:
-    return {cpu for holder in error.holders if holder.pid == os.getpid() for cpu in holder.cpus}
 
 
 def _pin_all(cpus: set[int], before: dict[int, set[int]]) -> None:

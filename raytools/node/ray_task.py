@@ -175,7 +175,7 @@ def _run_in_slot(
     node_file = find_node_file()
     node = load_node(node_file)
     attempts = _attempts(ray, node)
-    attempt = _ray_attempt(ray)
+    attempt, raylet = _ray_attempt(ray), _raylet_pid()
     if attempt > 1 and (earlier := attempts.last()) is not None and earlier.outcome != LOST:
         return Run(None, earlier.outcome or LOST, earlier.to_json())
     resolve = functools.partial(_resolved, ray)
@@ -190,6 +190,8 @@ def _run_in_slot(
         if run.outcome != LOST:
             return run
         attempts.write(number, Record.from_json(run.record))
+        if raylet is not None and _raylet_pid() != raylet:
+            os._exit(1)  # without its raylet this worker is nobody's: Ray starts the next attempt elsewhere
 
 
 def _attempts(ray: Any, node: Node) -> Attempts:

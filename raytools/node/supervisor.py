@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 # what a terminal or a person at it sends; a person who pressed Ctrl-C or Ctrl-Z meant the command
 _IGNORED_SIGNALS = (*ENDING_SIGNALS, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 _KILL_TIMEOUT_S = 10.0
+_asked_to_end: list[int] = []  # SIGTERM to this process: its command has been sent one by the same hand
 
 
 def serve(
@@ -318,6 +319,11 @@ class _Supervision:
             record.signal = os.WTERMSIG(end.status)
         if end.cause is not None:
             record.outcome = end.cause
+        elif _asked_to_end and record.signal == signal.SIGTERM:
+            record.outcome, record.message = (
+                KILLED,
+                "ended by the service manager (SIGTERM to all of its scope)",
+            )
         elif end.ending_signals and record.exit_code != 0:
             record.outcome = KILLED
         else:
@@ -436,6 +442,7 @@ def fork_off(body: Callable[[], None], own_session: bool = True) -> int:
             os.setsid()
         for number in _IGNORED_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda number, _frame: _asked_to_end.append(number))
         signal.signal(
             signal.SIGCHLD, signal.SIG_DFL
         )  # ignored, it would have the kernel collect our children

@@ -36,7 +36,8 @@ _FORWARDED: dict[int, bool] = {
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # SFD_CLOEXEC and SFD_NONBLOCK have these values
 _SIGINFO_BYTES = 128  # of struct signalfd_siginfo (signalfd(2)); its first numbers: signo, errno, code, pid
 _ECHO_S = 0.2
-_GROUP_LOOP_S = 0.01  # the kernel walks through a group; its members do not get the signal at one instant
+# the kernel walks through a group, and timeout(1) signals its child before the child's group
+_GROUP_LOOP_S = 0.05
 _SI_KERNEL = 0x80  # sent by the kernel: for these signals, by the terminal
 
 
