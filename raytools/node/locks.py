@@ -67,11 +67,17 @@ class Claim:
         self.holder = holder
         self._path = path
         self._descriptors = descriptors
+        self._is_left = False
+
+    def leave_to_sweep(self) -> None:
+        """Has `release()` keep the holder's file: a later run cleans up what could not be removed."""
+        self._is_left = True
 
     def release(self) -> None:
         """Gives everything back. The holder's file goes first, so that no reader takes it for a dead one."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
+        if not self._is_left:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
         for descriptor in self._descriptors:
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # for the copies in forked children, too
             os.close(descriptor)

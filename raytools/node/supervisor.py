@@ -117,7 +117,7 @@ class _Supervision:
             temporary = undo.enter_context(self._temporary_directory())
             self._write_start_record()
             group = self._group(driver)
-            undo.callback(group.remove)
+            undo.callback(self._remove, group, claim)
             self._start_and_watch(group, node, groups, temporary)
             _save(self.record, self.request.record_path, self.link)
 
@@ -207,6 +207,14 @@ class _Supervision:
         enforced.time = group.kill_method
         enforced.missing += group.missing
         return group
+
+    def _remove(self, group: cgroup.Group, claim: locks.Claim) -> None:
+        """Nothing that fails here changes how the run ended; a later run tries again."""
+        try:
+            group.remove()
+        except OSError as error:
+            claim.leave_to_sweep()
+            self.link.send(event="notice", text=f"its group cannot be removed yet: {error}")
 
     def _limits(self) -> cgroup.GroupLimits:
         limits = self.record.limits

@@ -18,6 +18,7 @@ from raytools.node.locks import BusyError, Claim, Holder, claim, lock_directory,
 
 _IN_CLOSE_WRITE, _IN_CREATE, _IN_DELETE = 0x8, 0x100, 0x200
 _POLL_S = 0.1  # where the kernel has no more inotify instances for this user
+_FIRST_PAUSE_S = 0.01
 _SAFETY_S = 1.0  # a woken waiter may find the queue's lock taken by one that gives up just then
 
 
@@ -51,7 +52,7 @@ def claim_first(
     if wait_s <= 0:
         raise attempt.busy
     on_wait(attempt.busy)
-    deadline = time.monotonic() + wait_s
+    deadline, pause_s = time.monotonic() + wait_s, _SAFETY_S
     with _Changes() as changes, _Queue(candidates) as queue:
         while True:
             if queue.is_mine() and (made := attempt.claim()) is not None:
@@ -59,8 +60,10 @@ def claim_first(
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise attempt.busy
-            if changes.wait(min(left_s, _SAFETY_S), watched):
+            if changes.wait(min(left_s, pause_s), watched):
                 raise CalledOffError
+            # a dying holder's file may be closed a little before its locks are
+            pause_s = _FIRST_PAUSE_S if changes.came else min(2 * pause_s, _SAFETY_S)
 
 
 class _Attempt:
@@ -101,6 +104,8 @@ class _Queue:
 class _Changes:
     """Becomes ready when a holder signs, leaves or dies (inotify(7))."""
 
+    came = False  # whether the last waiting ended so
+
     def __enter__(self) -> _Changes:
         libc = ctypes.CDLL(None, use_errno=True)
         self._descriptor: int | None = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -122,6 +127,7 @@ class _Changes:
         if self._descriptor is None:
             return bool(readable([watched], min(timeout_s, _POLL_S)))
         ready = readable([watched, self._descriptor], timeout_s)
+        self.came = self._descriptor in ready
         with contextlib.suppress(BlockingIOError):
             while os.read(self._descriptor, 1 << 16):
                 pass

@@ -28,6 +28,7 @@ except RefusedError as refusal:
 pytestmark = pytest.mark.skipif(bool(_why_not), reason=_why_not)
 
 Runner = Callable[..., "Result"]
+CHECKOUT = Path(__file__).resolve().parents[2]
 MARK = str(10**8 + os.getpid())  # an odd sleep, to find strays by, of this process alone
 
 
@@ -413,6 +414,57 @@ def test_the_command_starts_where_it_is_told_or_where_the_user_is(run: Runner, t
     assert "/no/such" in missing.stderr
 
 
+def test_a_current_directory_that_is_gone_is_told_in_one_line(private_locks: None, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    line = f"cd {gone}; rmdir {gone}; exec {sys.executable} -m raytools run -- true"
+    finished = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, timeout=30, check=False,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+    )  # fmt: skip
+    assert (finished.returncode, len(finished.stderr.splitlines())) == (2, 1), finished.stderr
+
+
+def test_an_empty_command_is_not_found_and_says_so(run: Runner) -> None:
+    result = run("")
+    assert (result.exit_code, result.outcome) == (127, "failed")
+    assert result.record["message"]
+    assert "raytools run: failed" in result.stderr
+
+
+def test_arguments_and_variables_need_not_be_text(private_locks: None) -> None:
+    line = f"{sys.executable} -m raytools run --env $'X=\\xfe' -- sh -c 'printf \"%s-$X\" \"$1\"' sh $'\\xff'"
+    finished = subprocess.run(["bash", "-c", line], capture_output=True, timeout=30, check=False)
+    assert (finished.returncode, finished.stdout) == (0, b"\xff-\xfe"), finished.stderr
+
+
+def test_a_run_with_a_very_long_command_line_works_and_others_know_it(run: Runner, tmp_path: Path) -> None:
+    many = [f"file-{number:07d}" for number in range(60_000)]
+    process = start(tmp_path, "sh", "-c", f"sleep {MARK}", "sh", *many, record="long.json")
+    refused = run("true")
+    assert json.loads((tmp_path / "long.json").read_text())["run_id"] in refused.stderr
+    assert len(refused.stderr) < 2000
+    process.terminate()
+    process.wait(10)
+
+
+def test_a_command_that_is_killed_from_outside_is_failed_with_its_signal(run: Runner, tmp_path: Path) -> None:
+    process = start(tmp_path, "sleep", MARK)
+    (sleeper,) = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", MARK]]
+    sleeper.kill()
+    assert process.wait(10) == 128 + signal.SIGKILL
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert (record["outcome"], record["signal"]) == ("failed", signal.SIGKILL)
+
+
+def test_a_caller_that_ignores_sigchld_learns_how_the_command_ended(private_locks: None) -> None:
+    ignore = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN)"
+    script = f"{ignore}; os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-m", "raytools", "run", "--time", "5s", "--", "sh", "-c", "sleep 0; exit 3"]
+    finished = subprocess.run([sys.executable, "-c", script, *command], timeout=30, check=False)
+    assert finished.returncode == 3
+
+
 def test_a_program_is_found_in_the_path_it_is_given(run: Runner, tmp_path: Path) -> None:
     program = tmp_path / "mine"
     program.write_text("#!/bin/sh\necho mine\n")
@@ -525,7 +577,8 @@ def test_a_reader_that_leaves_ends_the_command_by_sigpipe_and_says_nothing(priva
 
 
 def test_ignored_signals_and_the_umask_of_the_requester(private_locks: None) -> None:
-    line = f"umask 027; trap '' INT; {sys.executable} -m raytools run -- sh -c 'umask; grep SigIgn /proc/self/status'"
+    inside = "sh -c 'umask; grep SigIgn /proc/self/status'"
+    line = f"umask 027; trap '' INT; {sys.executable} -m raytools run -- {inside}"
     finished = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=False)
     umask, _, ignored = finished.stdout.split()
     assert umask == "0027"
@@ -545,6 +598,25 @@ def test_a_record_that_cannot_be_written_is_told_before_anything_runs(run: Runne
     assert missing.exit_code == 2
     assert "/no/such" in missing.stderr
     assert not proof.exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a pipe", "directory"])
+def test_a_record_goes_only_to_a_regular_file(run: Runner, tmp_path: Path, kind: str) -> None:
+    """Or root's `--record /dev/null` would replace that of the whole machine."""
+    path, proof = tmp_path / "special", tmp_path / "proof"
+    if kind == "directory":
+        path.mkdir()
+    else:
+        target = path if kind == "pipe" else tmp_path / "pipe"
+        os.mkfifo(target)
+        if target != path:
+            path.symlink_to(target)
+    before = path.lstat().st_mode, path.stat().st_mode
+    result = run("touch", str(proof), options=("--record", str(path)))
+    assert result.exit_code in (2, 125)
+    assert str(tmp_path) in result.stderr
+    assert not proof.exists()
+    assert (path.lstat().st_mode, path.stat().st_mode) == before
 
 
 def test_a_record_whose_directory_goes_is_told_and_the_command_keeps_its_end(
@@ -585,7 +657,8 @@ import raytools
 def children():
     return open(f"/proc/self/task/{os.getpid()}/children").read().split()
 def descriptors():
-    return {n: os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{n}")}
+    folder = "/proc/self/fd"
+    return {n: os.readlink(f"{folder}/{n}") for n in os.listdir(folder) if os.path.lexists(f"{folder}/{n}")}
 """
 
 
@@ -640,7 +713,8 @@ def test_raytools_run_connects_files_and_knows_its_run_id(
         + f"""
 with open("{tmp_path}/in") as given, open("{tmp_path}/out", "w") as out, open("{tmp_path}/err", "w") as err:
     run = raytools.run(["sh", "-c", "cat; echo; echo $RAYTOOLS_RUN_ID; pwd; echo $MINE; echo oh >&2"],
-        stdin=given, stdout=out, stderr=err, cwd="{tmp_path}", env={{"MINE": "yes"}}, record="{tmp_path}/r.json")
+        stdin=given, stdout=out, stderr=err,
+        cwd="{tmp_path}", env={{"MINE": "yes"}}, record="{tmp_path}/r.json")
 print(run.record["run_id"])
 """
     )
@@ -733,6 +807,32 @@ except KeyboardInterrupt:
     assert_nothing_is_left({record["run_id"]})
 
 
+def test_raytools_run_refuses_what_is_no_command(private_locks: None, threads: str) -> None:
+    printed = api(
+        threads
+        + """
+for command, options in (([], {}), ("true", {}), (["true"], {"stdin": 99})):
+    try:
+        print(raytools.run(command, **options).record)
+    except (ValueError, TypeError, OSError) as error:
+        print("no command:", type(error).__name__)
+"""
+    )
+    assert [line.split(":")[0] for line in printed.splitlines()] == ["no command"] * 3
+
+
+def test_raytools_run_works_where_sigchld_is_ignored(private_locks: None, threads: str) -> None:
+    printed = api(
+        threads
+        + """
+import signal
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print(raytools.run(["sh", "-c", "sleep 0; exit 3"], time="5s").record["exit_code"])
+"""
+    )
+    assert printed == "3\n"
+
+
 def test_raytools_run_waits_for_its_turn_when_called_from_many_threads(private_locks: None) -> None:
     printed = api(
         """
@@ -757,7 +857,7 @@ class Stranger:
         self.home = Path(f"/tmp/raytools-stranger-{self.name}")
         subprocess.run(["useradd", "--no-create-home", "--home-dir", str(self.home), self.name], check=True)
         self.home.mkdir()
-        shutil.copytree(Path(__file__).resolve().parents[2] / "raytools", self.home / "raytools")
+        shutil.copytree(CHECKOUT / "raytools", self.home / "raytools")
         shutil.copytree(Path(psutil.__file__).parent, self.home / "psutil")
         slot = {"index": 0, "cpus": sorted(os.sched_getaffinity(0)), "memory_bytes": 1 << 30, "gpus": []}
         (self.home / "node.json").write_text(json.dumps({"name": "here", "slots": [slot]}))
