@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -384,6 +385,32 @@ def test_gpus_of_the_slot_are_visible_and_no_others(run: Runner, tmp_path: Path)
     assert (one.stdout, one.record["limits"]["gpus"]) == ("<2>\n", [2])
     assert run(*show, options=("--gpus", "0")).stdout == "<>\n"
     assert "3 GPUs asked, 2 in slot 0" in run(*show, options=("--gpus", "3")).stderr
+
+
+@pytest.fixture
+def gpu_file() -> Iterator[int]:
+    """A device file named as a driver would name that of a GPU; behind it is /dev/zero."""
+    number = 200 + os.getpid() % 1000
+    path = Path(f"/dev/nvidia{number}")
+    try:
+        os.mknod(path, 0o666 | stat.S_IFCHR, os.makedev(1, 5))
+    except PermissionError as error:
+        pytest.skip(f"needs the right to make device files: {error}")
+    yield number
+    path.unlink()
+
+
+@pytest.mark.skipif(not Path("/sys/fs/cgroup/devices").is_dir(), reason="needs v1 devices")
+def test_a_gpu_of_another_slot_cannot_be_opened(run: Runner, tmp_path: Path, gpu_file: int) -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    plan_slots(
+        tmp_path,
+        {"index": 0, "cpus": cpus[:1], "memory_bytes": 1 << 30, "gpus": [0]},
+        {"index": 1, "cpus": cpus[1:2], "memory_bytes": 1 << 30, "gpus": [gpu_file]},
+    )
+    read = ("head", "-c", "1", f"/dev/nvidia{gpu_file}")
+    assert "Operation not permitted" in run(*read, options=("--slot", "0")).stderr
+    assert run(*read, options=("--slot", "1")).outcome == "ok"
 
 
 def test_defaults_of_the_plan_hold_and_options_win_over_them(run: Runner, tmp_path: Path) -> None:
