@@ -17,7 +17,7 @@ from raytools.errors import RefusedError
 from raytools.node.cgroup_tree import UNIFIED, locate_self
 
 SLICE = "raytools.slice"
-_TIMEOUT_S = 10.0
+_TIMEOUT_S, _RETRY_S = 10.0, 0.02
 _MANAGER = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 _METHOD_CALL, _METHOD_RETURN, _ERROR = 1, 2, 3
 _PATH, _INTERFACE, _MEMBER, _REPLY_SERIAL, _DESTINATION, _SIGNATURE = 1, 2, 3, 5, 6, 8
@@ -44,24 +44,36 @@ def enter(name: str) -> str:
         RefusedError: the manager does not answer, or refuses.
     """
     before = locate_self().own[UNIFIED]
-    try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(_TIMEOUT_S)
-            connection.connect(manager_socket())
-            _authenticate(connection)
-            _call(connection, "StartTransientUnit", "ssa(sv)a(sa(sv))", _scope(f"{name}.scope", os.getpid()))
-            deadline = time.monotonic() + _TIMEOUT_S
-            while (own := locate_self().own[UNIFIED]) == before:  # the answer comes before the deed
-                if time.monotonic() > deadline:
-                    raise TimeoutError("it accepted the scope, but did not move this process")
-                time.sleep(0.001)
-            return own
-    except (OSError, ValueError) as error:
-        raise RefusedError(
-            f"systemd ({manager_socket()}) gives this process no scope: {error}",
-            expected="a delegated scope below raytools.slice",
-            fix="See what it says: systemctl status (as a plain user: systemctl --user status)",
-        ) from error
+    deadline = time.monotonic() + _TIMEOUT_S
+    while True:
+        try:
+            return _ask(name, before, deadline)
+        except (OSError, ValueError) as error:
+            own = locate_self().own[UNIFIED]
+            if own != before:  # the answer was lost, the deed was done
+                return own
+            # a manager that re-executes itself, as at every update of systemd, is away for a moment
+            is_away = isinstance(error, (ConnectionError, FileNotFoundError))
+            if not is_away or time.monotonic() > deadline:
+                raise RefusedError(
+                    f"systemd ({manager_socket()}) gives this process no scope: {error}",
+                    expected="a delegated scope below raytools.slice",
+                    fix="See what it says: systemctl status (as a plain user: systemctl --user status)",
+                ) from error
+        time.sleep(_RETRY_S)
+
+
+def _ask(name: str, before: str, deadline: float) -> str:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(_TIMEOUT_S)
+        connection.connect(manager_socket())
+        _authenticate(connection)
+        _call(connection, "StartTransientUnit", "ssa(sv)a(sa(sv))", _scope(f"{name}.scope", os.getpid()))
+    while (own := locate_self().own[UNIFIED]) == before:  # the answer comes before the deed
+        if time.monotonic() > deadline:
+            raise TimeoutError("it accepted the scope, but did not move this process")
+        time.sleep(0.001)
+    return own
 
 
 def _authenticate(connection: socket.socket) -> None:
@@ -175,6 +187,6 @@ def _received(connection: socket.socket, size: int) -> bytes:
     while len(data) < size:
         part = connection.recv(size - len(data))
         if not part:
-            raise ValueError("it closed the connection")
+            raise ConnectionResetError("it closed the connection")
         data += part
     return data

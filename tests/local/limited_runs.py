@@ -25,10 +25,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raytools.errors import RefusedError
+from raytools.node import cgroup, systemd_scope
+from raytools.node.cgroup_tree import locate_self
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("adversary_programs")
 PYTHON = "/usr/bin/python3"  # what a plain user has; ours may lie in a directory closed to others
 MARK = "RAYTOOLS_TEST_MARK"
+# waits in vain are that much longer: on an emulated machine a run takes a second
+PATIENCE = float(os.environ.get("RAYTOOLS_TEST_PATIENCE", "1"))
+
+
+def why_no_limits() -> str:
+    """Why this process could not start limited runs here, "" if it can."""
+    if locate_self().version("memory") == 2 and systemd_scope.is_available():
+        return ""  # each run gets a scope of its own, which this process neither has nor needs
+    try:
+        cgroup.select_driver()
+    except RefusedError as refusal:
+        return str(refusal)
+    return ""
+
+
+def why_no_grant() -> str:
+    """Why no plain user can be allowed limited runs here, "" if one can."""
+    if locate_self().version("memory") == 2 and not Path("/run/systemd/system").is_dir():
+        return "on cgroup v2 a plain user gets its groups from systemd"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +147,7 @@ class Background:
 
     def result(self, timeout_s: float = 10.0) -> Result:
         """Waits for `raytools run`, and for it alone: what it left may still have its output open."""
-        exit_code = self.process.wait(timeout_s)
+        exit_code = self.process.wait(timeout_s * PATIENCE)
         return Result(exit_code, self.output(), self._record.with_suffix(".err").read_text(), self.record())
 
     def output(self) -> str:
@@ -214,6 +238,7 @@ class Runs:
         names = self._names() | {self.token}
         found = [f"process {pid}: {_command_line(pid)}" for pid in self.processes()]
         found += [f"group {path}" for path in self._groups()]
+        found += [f"unit {name}" for name in self._scopes()]
         found += [str(Path("/tmp") / name) for name in names if os.path.lexists(f"/tmp/{name}")]
         found += [str(path) for path in Path("/dev/shm").glob(f"*{self.token}*")]
         found += [f"System V shared memory {line[1]}" for line in self._shared_memory()]
@@ -221,11 +246,28 @@ class Runs:
         found += [f"lock {path.name}" for path in self.held.parent.glob("*") if _is_locked(path)]
         return found
 
-    def _names(self) -> set[str]:
-        """Of groups and directories. A run that spoils its record writes its id down elsewhere."""
+    def _ids(self) -> list[str]:
+        """A run that spoils its record writes its id down elsewhere."""
         ids = [record["run_id"] for record in self.records()]
-        ids += [path.read_text().strip() for path in self.directory.glob("run-id")]
-        return {f"rt-run-{run_id}" for run_id in ids}
+        return [*ids, *(path.read_text().strip() for path in self.directory.glob("run-id"))]
+
+    def _names(self) -> set[str]:
+        """Of groups and directories."""
+        return {f"rt-run-{run_id}" for run_id in self._ids()}
+
+    def _scopes(self) -> list[str]:
+        """The scopes of these runs on cgroup v2 that systemd still knows, failed ones too."""
+        if locate_self().version("memory") != 2 or not systemd_scope.is_available():
+            return []
+        which = [] if self.requester.uid == 0 else ["--user"]
+        listed = subprocess.run(
+            self.requester.as_user(
+                ["systemctl", *which, "list-units", "--all", "--plain", "--no-legend", "raytools-*"]
+            ),
+            env={**os.environ, "XDG_RUNTIME_DIR": f"/run/user/{self.requester.uid}"},
+            capture_output=True, text=True, check=False,  # a user without a manager has none
+        )  # fmt: skip
+        return [line for line in listed.stdout.splitlines() if any(name in line for name in self._ids())]
 
     def _groups(self) -> list[Path]:
         """The groups of these runs, and those that they made elsewhere and named after this test."""
@@ -278,7 +320,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> float:
     """Waits for a condition; returns how long that took."""
     started = time.monotonic()
     while not condition():
-        assert time.monotonic() < started + timeout_s, "waited in vain"
+        assert time.monotonic() < started + timeout_s * PATIENCE, "waited in vain"
         time.sleep(0.02)
     return time.monotonic() - started
 

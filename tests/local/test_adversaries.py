@@ -17,17 +17,20 @@ from pathlib import Path
 
 import pytest
 
-from raytools.errors import RefusedError
-from raytools.node import cgroup
-from tests.local.limited_runs import PYTHON, Requester, Runs, cgroup_mounts, plain_user, root, wait_until
+from tests.local.limited_runs import (
+    PYTHON,
+    Requester,
+    Runs,
+    cgroup_mounts,
+    plain_user,
+    root,
+    wait_until,
+    why_no_grant,
+    why_no_limits,
+)
 
-try:
-    cgroup.select_driver()
-    _why_not = ""
-except RefusedError as refusal:
-    _why_not = str(refusal)
 pytestmark = [
-    pytest.mark.skipif(bool(_why_not), reason=_why_not),
+    pytest.mark.skipif(bool(why_no_limits()), reason=why_no_limits()),
     pytest.mark.skipif(os.getuid() != 0, reason="needs root to be root, and to make a plain user"),
     pytest.mark.skipif(shutil.which("useradd") is None, reason="needs useradd (package passwd)"),
     pytest.mark.skipif(shutil.which("setpriv") is None, reason="needs setpriv (package util-linux)"),
@@ -42,12 +45,9 @@ UNIFIED = next(iter(cgroup_mounts("cgroup2")), None)
 
 @pytest.fixture(scope="module", params=[root, plain_user], ids=["root", "plain-user"])
 def requester(request: pytest.FixtureRequest) -> Iterator[Requester]:
+    if request.param is plain_user and (reason := why_no_grant()):
+        pytest.skip(reason)
     with request.param() as made:
-        probe = Runs(made)
-        result = probe.run("true")
-        probe.clean_up()
-        if result.exit_code == 125 and not cgroup_mounts("cgroup"):
-            pytest.skip(f"{made.name} cannot make cgroups (v2 needs a login session): {result.stderr}")
         yield made
 
 
@@ -231,6 +231,15 @@ def test_a_run_cannot_have_a_child_born_in_another_group(runs: Runs) -> None:
         wait_until(lambda: not (group / "cgroup.procs").read_text())
         group.rmdir()
     assert "was born" not in result.stdout
+
+
+def test_a_run_does_not_reach_services_that_would_start_a_program_outside(runs: Runs) -> None:
+    ask = runs.program("ask_services.py")
+    outside = subprocess.run(runs.requester.as_user(ask), capture_output=True, text=True, check=True)
+    if not outside.stdout:
+        pytest.skip("no service here starts programs for others")
+    result = runs.run(*ask)
+    assert (result.stdout, *result.ending) == ("", 0, "ok")
 
 
 @pytest.mark.parametrize("how", ["deep", "many"])
