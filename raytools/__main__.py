@@ -14,9 +14,12 @@ def main() -> int:
     """Dispatches to `raytools run`, a plain `raytools config check`, or the Typer application."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["run"]:
+        from raytools.node.standby import Standby
+
+        standby = Standby()  # before the imports of this process
         from raytools.node.run import main as run_main
 
-        code = run_main(arguments[1:])
+        code = run_main(arguments[1:], standby)
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 with contextlib.suppress(OSError):  # nobody listens any more

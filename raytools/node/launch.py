@@ -12,6 +12,7 @@ from raytools.node.link import Link, readable
 from raytools.node.plain import as_dict
 from raytools.node.record import LOST, Record, utc_now
 from raytools.node.request import RunRequest
+from raytools.node.standby import Standby, other_descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,16 +94,12 @@ class SupervisedRun:
         )
 
 
-def start(
-    request: RunRequest, stdio: tuple[int, int, int] = (0, 1, 2), passes_descriptors: bool = False
-) -> SupervisedRun:
+def start(request: RunRequest, stdio: tuple[int, int, int] = (0, 1, 2)) -> SupervisedRun:
     """Starts a supervisor by forking: quick, but only for processes without other threads.
 
     Args:
         request: what to run.
-        stdio: descriptors that become the command's 0, 1 and 2.
-        passes_descriptors: whether the command gets this process's other inheritable descriptors too, as
-            a shell's `<(…)`.
+        stdio: descriptors that become the command's 0, 1 and 2; it gets no others.
     """
     from raytools.node import supervisor
 
@@ -111,17 +108,20 @@ def start(
 
     def body() -> None:
         ours.close()
-        foreign = _other_descriptors({*stdio, *theirs.descriptors()})
-        if not passes_descriptors:
-            for descriptor in foreign:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-            foreign = []
-        supervisor.serve(request, run_id, theirs, stdio, foreign)
+        for descriptor in other_descriptors({*stdio, *theirs.descriptors()}):
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        supervisor.serve(request, run_id, theirs, stdio, [])
 
-    pid = supervisor.fork_off(body, own_session=request.terminal_group is None)
+    pid = supervisor.fork_off(body)
     theirs.close()
     return SupervisedRun(request, run_id, ours, pid)
+
+
+def start_standby(request: RunRequest, standby: Standby) -> SupervisedRun:
+    """Starts a run of this process's standard streams with a supervisor that waits for it."""
+    run_id = new_run_id()
+    return SupervisedRun(request, run_id, standby.hand_over(request, run_id), standby.pid)
 
 
 def start_by_exec(request: RunRequest, stdio: tuple[int, int, int] = (0, 1, 2)) -> SupervisedRun:
@@ -167,16 +167,3 @@ def _start_by_exec(
 def new_run_id() -> str:
     """Twelve random hexadecimal digits."""
     return os.urandom(6).hex()
-
-
-def _other_descriptors(known: set[int]) -> list[int]:
-    listed = set(map(int, os.listdir("/proc/self/fd"))) - known - {0, 1, 2}
-    return [number for number in listed if _is_open(number)]  # the one that listed them is not
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True

@@ -24,6 +24,7 @@ from raytools.node.request import (
     record_target,
     start_directory,
 )
+from raytools.node.standby import Standby
 from raytools.node.terminal import ForwardedSignals, Terminal, die_of, own_terminal
 from raytools.units import format_duration, parse_duration_s, parse_size_bytes
 
@@ -127,9 +128,14 @@ def _parser() -> _Parser:
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Parses, runs, and returns the exit code."""
-    _open_standard_streams()
+def main(arguments: Sequence[str], standby: Standby | None = None) -> int:
+    """Parses, runs, and returns the exit code.
+
+    Args:
+        arguments: of `raytools run`.
+        standby: a supervisor that is getting ready already.
+    """
+    standby = standby or Standby()
     options = _parser().parse_args(arguments)
     try:
         node_file = find_node_file(options.config)
@@ -137,19 +143,10 @@ def main(arguments: Sequence[str]) -> int:
             from raytools.node.check import main as check_main
 
             return check_main(node_file, as_json=options.json)
-        return _run(_request(options, node_file))
+        return _run(_request(options, node_file), standby)
     except RaytoolsError as error:
         print(f"raytools run: {error}", file=sys.stderr)
         return error.exit_code
-
-
-def _open_standard_streams() -> None:
-    """A closed one would be the number of a pipe of ours next, and then the command's."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
 
 
 def _request(options: argparse.Namespace, node_file: str | None) -> RunRequest:
@@ -177,12 +174,12 @@ def _request(options: argparse.Namespace, node_file: str | None) -> RunRequest:
     )
 
 
-def _run(request: RunRequest) -> int:
+def _run(request: RunRequest, standby: Standby) -> int:
     request.ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     terminal = None if request.ignores_hangup else own_terminal()
     request.terminal_group = os.getpgrp() if terminal else None
     with terminal or contextlib.nullcontext(), ForwardedSignals(terminal is not None) as signals:
-        run = launch.start(request, passes_descriptors=True)
+        run = launch.start_standby(request, standby)
         while not run.link.closed:
             if run.wait_for_more(signals.fileno()):
                 signals.pass_on(run)

@@ -434,33 +434,36 @@ def detach(body: Callable[[], None]) -> None:
         os.waitpid(pid, 0)
 
 
-def fork_off(body: Callable[[], None], own_session: bool = True) -> int:
-    """Runs `body` in a child that a person's keys do not reach; the child ends with it. Returns its pid.
-
-    Args:
-        body: what to run.
-        own_session: whether to leave the terminal.
-    """
+def fork_off(body: Callable[[], None]) -> int:
+    """Runs `body` in a child of its own session; the child ends with it. Returns its pid."""
     pid = os.fork()
     if pid != 0:
         return pid
     status = 70  # EX_SOFTWARE, should anything below fail
     try:
-        if own_session:
-            os.setsid()
-        for number in _IGNORED_SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda number, _frame: _asked_to_end.append(number))
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # ignored, it would have the kernel collect our children
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        confine.set_name("raytools-run")
-        _survive_low_memory()
+        leave_requester(own_session=True)
         body()
         status = 0
     finally:
         os._exit(status)
+
+
+def leave_requester(own_session: bool) -> None:
+    """Makes this process one that a person's keys do not reach.
+
+    Args:
+        own_session: whether to leave the terminal.
+    """
+    if own_session:
+        os.setsid()
+    for number in _IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _frame: _asked_to_end.append(number))
+    # ignored, as a caller may have it, the kernel would collect our children
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    confine.set_name("raytools-run")
+    _survive_low_memory()
 
 
 def _survive_low_memory() -> None:
