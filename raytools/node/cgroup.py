@@ -353,6 +353,24 @@ def _expected_of(file: str) -> str:
     }.get(file, "the kernel to accept it")
 
 
+def tighter_above(directory: str, top: str, file: str, promised: int, name: str) -> list[str]:
+    """What a group above allows less of than was promised, in words, for the record's `missing`.
+
+    Args:
+        directory: the group; those above it are looked at.
+        top: the mount point, where looking ends.
+        file: of the limit.
+        promised: bytes or processes.
+        name: of the limit, for people.
+    """
+    while len(directory) > len(top):
+        directory = os.path.dirname(directory)
+        allowed = read_number(f"{directory}/{file}")
+        if allowed is not None and allowed < promised:
+            return [f"{name}: {directory}/{file} allows only {allowed}"]
+    return []
+
+
 def read_number(path: str) -> int | None:
     """The number in a cgroup file, None if this kernel has no such file."""
     text = (read_text(path) or "").strip()

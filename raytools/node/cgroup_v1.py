@@ -180,6 +180,13 @@ class GroupV1:
             cgroup.write_limit(f"{self._directories['cpu']}/cpu.shares", str(1024 * len(limits.cpus)))
         for directory in self._distinct():
             cgroup.make_inside(directory)
+        for controller, file, promised in (
+            ("memory", "memory.limit_in_bytes", limits.memory_bytes),
+            ("pids", "pids.max", limits.pids),
+        ):
+            if controller in self._directories:
+                directory, top = self._directories[controller], self._mount_points[controller]
+                self.missing += cgroup.tighter_above(directory, top, file, promised, controller)
         memory_nodes = _effective(os.path.dirname(cpuset), "cpuset.mems")
         for level in (cpuset, f"{cpuset}/{INSIDE}"):
             cgroup.write_limit(f"{level}/cpuset.mems", memory_nodes)

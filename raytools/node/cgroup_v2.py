@@ -158,6 +158,11 @@ class GroupV2:
         cgroup.write_limit(f"{self._directory}/memory.oom.group", "1")
         cgroup.write_limit(f"{self._directory}/pids.max", str(limits.pids))
         cgroup.make_inside(self._directory)
+        for file, promised, name in (
+            ("memory.max", limits.memory_bytes, "memory"),
+            ("pids.max", limits.pids, "pids"),
+        ):
+            self.missing += cgroup.tighter_above(self._directory, self._mount_point, file, promised, name)
 
     def _limit_cpus(self, cpus: tuple[int, ...]) -> None:
         cgroup.write_limit(f"{self._directory}/cpuset.cpus", ",".join(map(str, cpus)))

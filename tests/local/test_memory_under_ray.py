@@ -25,17 +25,12 @@ import pytest
 import yaml
 
 from raytools.environment.activate import activation
-from raytools.errors import RefusedError
-from raytools.node import cgroup
 from raytools.units import format_size
 
+from .limited_runs import why_no_limits
 from .planned_node import CHECKOUT, built_prefix, free_base_port
 
-try:
-    cgroup.select_driver()
-    _why_not = ""
-except RefusedError as refusal:
-    _why_not = str(refusal)
+_why_not = why_no_limits()
 if len(os.sched_getaffinity(0)) < 2:
     _why_not = "two slots need two CPUs, this process may use one"
 pytestmark = [pytest.mark.timeout(240), pytest.mark.skipif(bool(_why_not), reason=_why_not)]

@@ -27,17 +27,12 @@ import psutil
 import pytest
 
 from raytools.environment.activate import activation
-from raytools.errors import RefusedError
-from raytools.node import cgroup
 from raytools.node.cgroup_tree import read_text
 
+from .limited_runs import why_no_limits
 from .planned_node import CHECKOUT, built_prefix, free_base_port, write_node
 
-try:
-    cgroup.select_driver()
-    _why_not = ""
-except RefusedError as refusal:
-    _why_not = str(refusal)
+_why_not = why_no_limits()
 if not {0, 1} <= os.sched_getaffinity(0):
     _why_not = f"two slots need CPUs 0 and 1, this process may use {sorted(os.sched_getaffinity(0))}"
 pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(bool(_why_not), reason=_why_not)]

@@ -22,17 +22,12 @@ import psutil
 import pytest
 import yaml
 
-from raytools.errors import RefusedError
-from raytools.node import cgroup
 from raytools.toolkit import install_toolkit
 
+from .limited_runs import why_no_limits
 from .planned_node import CHECKOUT, built_prefix, free_base_port
 
-try:
-    cgroup.select_driver()
-    _why_not = ""
-except RefusedError as refusal:
-    _why_not = str(refusal)
+_why_not = why_no_limits()
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reason=_why_not)]
 
 NODE_BYTES = 6 * 2**30
