@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from raytools.errors import RaytoolsError, RefusedError
 from raytools.node import confine
 from raytools.node.confine import FULL, LEVELS, NOTHING, Surroundings
+from raytools.node.link import readable
 from raytools.node.plain import Plain
 
 TYPE_CHECKING = False
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # as shells do
+_NAMESPACE_END_S = 0.3
 _READY, _GO = b'{"ready": true}\n', b"g"
 
 
@@ -50,8 +52,9 @@ class Process:
     `events` polls readable when `init` has something to say: `status` (of waitpid), or `stopped`.
     """
 
-    def __init__(self, init: int, gate: int, hold: int, report: int, events: int) -> None:
+    def __init__(self, init: int, level: str, gate: int, hold: int, report: int, events: int) -> None:
         self.init = init
+        self.level = level  # of confinement
         self.events = events
         self._gate = gate
         self._hold = hold
@@ -84,11 +87,23 @@ class Process:
         self._report.close()
         self.end()
 
+    def end_namespace(self) -> None:
+        """Kills `init`: the kernel kills all in its PID namespace then, and it is gone when they are.
+
+        Waits a moment for that, in vain where something has frozen itself, or cannot be killed.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.init, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # before Linux 5.3
+            pidfd = os.pidfd_open(self.init)
+            readable([pidfd], _NAMESPACE_END_S)
+            os.close(pidfd)
+
     def end(self, collect: bool = True) -> None:
-        """Ends `init`, and with it all that is left in its PID namespace.
+        """Ends and collects `init`.
 
         Args:
-            collect: whether to wait for that; in vain while something in there cannot be killed.
+            collect: whether to wait for it; in vain while something of its namespace cannot be killed.
         """
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.init, signal.SIGKILL)
@@ -98,7 +113,7 @@ class Process:
         os.close(self.events)
 
 
-def start(command: Command, missing: list[str]) -> tuple[Process, str]:
+def start(command: Command, missing: list[str]) -> Process:
     """Starts both processes, confined as far as this machine allows.
 
     Args:
@@ -106,7 +121,7 @@ def start(command: Command, missing: list[str]) -> tuple[Process, str]:
         missing: gets what could not be had, each with its reason.
 
     Returns:
-        The process, ready to be released, and the level of confinement it has.
+        The process, ready to be released.
 
     Raises:
         RefusedError: it could not enter its group.
@@ -119,7 +134,7 @@ def start(command: Command, missing: list[str]) -> tuple[Process, str]:
             continue
         answer = process.answer()
         if answer.get("ready"):
-            return process, level
+            return process
         process.discard()
         if "refused" in answer:
             raise RefusedError(answer["refused"], fix="See which limits work here: raytools run --check")
@@ -149,7 +164,7 @@ def _spawn(command: Command, level: str) -> Process:
     finally:
         for descriptor in (*theirs, events_write):
             os.close(descriptor)
-    return Process(pid, *ours)
+    return Process(pid, level, *ours)
 
 
 def _be_init(command: Command, level: str, pipes: tuple[int, int, int], events: int) -> None:

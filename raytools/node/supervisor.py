@@ -283,8 +283,8 @@ class _Supervision:
             shares_terminal=request.terminal_group is not None,
             ignores_hangup=request.ignores_hangup,
         )
-        process, level = child.start(command, record.enforced.missing)
-        if level != confine.NOTHING:
+        process = child.start(command, record.enforced.missing)
+        if process.level != confine.NOTHING:
             record.enforced.confinement = "mount-namespace"
         if request.terminal_group is not None:
             os.setpgid(0, 0)  # the command may signal the group of its terminal
@@ -302,9 +302,14 @@ class _Supervision:
 
     def _end_all(self, group: cgroup.Group, process: child.Process, main_has_ended: bool) -> tuple[int, int]:
         """Kills whatever is left. Returns how many processes outlived the main one, and how many remain."""
-        found, left = cgroup.empty_group(
-            lambda: group.processes(besides=process.init), group.kill, timeout_s=_KILL_TIMEOUT_S
-        )
+
+        def members() -> list[int]:
+            return group.processes(besides=process.init)
+
+        found = len(members())
+        if process.level == confine.FULL:
+            process.end_namespace()
+        _, left = cgroup.empty_group(members, group.kill, timeout_s=_KILL_TIMEOUT_S)
         process.end(collect=left == 0)
         return (found if main_has_ended else max(0, found - 1)), left
 
