@@ -40,8 +40,10 @@ def open_driver(groups: OwnCgroups, scope_name: str | None) -> DriverV2:
             fix="Start the run from outside of it",
         )
     parent = os.path.dirname(own)
-    if os.path.basename(own) != MAIN_LEAF or not _may_make(parent):
-        parent = _new_parent(own, top, scope_name)
+    if os.path.basename(own) == MAIN_LEAF and _may_make(parent):
+        _delegate(parent, fix=f"Put into the unit: Delegate={' '.join(_NEEDED)}")
+        return DriverV2(parent, top)
+    parent = _new_parent(own, top, scope_name)
     _delegate(parent)
     return DriverV2(parent, top)
 
@@ -94,7 +96,7 @@ def _may_make(parent: str) -> bool:
     return os.access(parent, os.W_OK | os.X_OK)
 
 
-def _delegate(parent: str) -> None:
+def _delegate(parent: str, fix: str | None = None) -> None:
     """Passes the controllers on to the groups below.
 
     Raises:
@@ -105,7 +107,7 @@ def _delegate(parent: str) -> None:
         raise RefusedError(
             f"cgroup v2: the controllers {' '.join(lacking)} do not reach {parent}",
             expected=f"{' '.join(_NEEDED)} in {parent}/cgroup.controllers",
-            fix=f"Allow it once with: {cgroup.grant_command()}",
+            fix=fix or f"Allow it once with: {cgroup.grant_command()}",
         )
     enabled = (read_text(f"{parent}/cgroup.subtree_control") or "").split()
     if lacking := [name for name in _NEEDED if name not in enabled]:
