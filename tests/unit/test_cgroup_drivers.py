@@ -515,7 +515,7 @@ def test_v2_that_lacks_controllers_names_them(host: Host) -> None:
     message = refusal(lacking)
     assert f"the controllers cpuset pids do not reach {parent}" in message
     assert f"cpuset cpu memory pids in {parent}/cgroup.controllers" in message
-    assert message.endswith(GRANT)
+    assert message.endswith("Put into the unit: Delegate=cpuset cpu memory pids")
 
 
 def test_v2_beside_the_leaf_main_is_where_groups_are_made(host: Host) -> None:
