@@ -182,6 +182,11 @@ class GroupV2:
         changed = []
         if not held.isdigit() or abs(int(held) - limits.memory_bytes) >= 1 << 16:  # it rounds to pages
             changed.append(f"memory: memory.max became {held or None}")
+        expected = {"memory.swap.max": "0", "memory.oom.group": "1", "pids.max": str(limits.pids)}
+        for file, value in expected.items():
+            found = (read_text(f"{self._directory}/{file}") or value).strip()  # absent: this kernel has none
+            if found != value:
+                changed.append(f"{file.partition('.')[0]}: {file} became {found}")
         effective = parse_cpu_list(read_text(f"{self._directory}/cpuset.cpus.effective") or "")
         if effective != sorted(limits.cpus):
             changed.append(f"cpu: cpuset.cpus.effective became {effective}")

@@ -180,6 +180,7 @@ def _run(request: RunRequest, standby: Standby) -> int:
     request.terminal_group = os.getpgrp() if terminal else None
     with terminal or contextlib.nullcontext(), ForwardedSignals(terminal is not None) as signals:
         run = launch.start_standby(request, standby)
+        signals.listen()
         while not run.link.closed:
             if run.wait_for_more(signals.fileno()):
                 signals.pass_on(run)

@@ -10,7 +10,6 @@ die of Ctrl-C as the command did, so that a shell's loop ends.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import struct
@@ -45,44 +44,58 @@ class ForwardedSignals:
     """Signals for the run: blocked, and read from a descriptor that tells who sent them.
 
     In a terminal, what was sent to the whole process group has reached the command already.
+    Entering blocks them; `listen()` opens the descriptor, which may wait until the run has been started.
     """
 
     def __init__(self, in_terminal: bool) -> None:
         self._in_terminal = in_terminal
         self._last = (0, 0, 0.0)  # signal, sender, when
+        self._descriptor: int | None = None
+        self._sentinel: _Sentinel | None = None
 
     def __enter__(self) -> ForwardedSignals:
         # one that is ignored, as nohup(1) does it, would come to life by being blocked
         forwarded = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+        self._forwarded = forwarded
         self._before = signal.pthread_sigmask(signal.SIG_BLOCK, forwarded)
+        return self
+
+    def listen(self) -> None:
+        """Opens the descriptor; what has come since entering is there to read."""
+        import ctypes  # 2 ms, which a run does not wait for
+
         mask = ctypes.create_string_buffer(128)  # sigset_t
         libc = ctypes.CDLL(None, use_errno=True)
         libc.sigemptyset(mask)
-        for number in forwarded:
+        for number in self._forwarded:
             libc.sigaddset(mask, int(number))
-        self._descriptor = int(libc.signalfd(-1, mask, _SFD_FLAGS))
-        if self._descriptor < 0:
+        descriptor = int(libc.signalfd(-1, mask, _SFD_FLAGS))
+        if descriptor < 0:
             raise OSError(ctypes.get_errno(), "signalfd")
+        self._descriptor = descriptor
         self._sentinel = _Sentinel() if self._in_terminal else None
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._sentinel is not None:
             self._sentinel.end()
-        os.close(self._descriptor)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
 
     def fileno(self) -> int:
         """The descriptor to wait on."""
+        assert self._descriptor is not None, "listen() opens it"
         return self._descriptor
 
     def pass_on(self, run: SupervisedRun) -> None:
         """Sends what has come to the run; what has reached the command already only counts."""
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self._descriptor, _SIGINFO_BYTES):
+            while data := os.read(self.fileno(), _SIGINFO_BYTES):
                 number, _errno, code, sender = struct.unpack_from("=Iiii", data)
                 is_echo = self._is_echo(number, sender)
-                delivered = self._sentinel is not None and self._sentinel.got(number)
+                # asked in any case, so that none stays pending there
+                told = self._sentinel is not None and self._sentinel.got(number)
+                delivered = told or (self._in_terminal and code == _SI_KERNEL)
                 if code == _SI_KERNEL or not is_echo:
                     run.signal(number, group=_FORWARDED[number], delivered=delivered)
 

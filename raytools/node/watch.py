@@ -15,7 +15,7 @@ from raytools.node.plain import Plain
 from raytools.node.record import KILLED, LOST, OOM, TIMEOUT, Limits
 from raytools.units import format_duration, format_size
 
-_SAMPLE_S = 0.1
+_FIRST_SAMPLE_S, _LAST_SAMPLE_S = 0.01, 0.1  # a short run is sampled more often
 _OOM_COUNT_S = 0.2
 _HEARSAY_S = 0.2
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -68,7 +68,7 @@ class Watch:
         time_s = self._limits.time_s
         deadline = None if time_s is None else started + time_s
         grace_over: float | None = None
-        next_sample = started + _SAMPLE_S
+        next_sample = started + _FIRST_SAMPLE_S
         while True:
             now = time.monotonic()
             if grace_over is not None and now >= grace_over:
@@ -80,7 +80,7 @@ class Watch:
                 continue
             if now >= next_sample:
                 self._sample(samples_oom=oom is None)
-                next_sample = now + _SAMPLE_S
+                next_sample = now + min(max(_FIRST_SAMPLE_S, (now - started) / 10), _LAST_SAMPLE_S)
             due = min(t for t in (next_sample, grace_over or deadline) if t is not None)
             ready = {fd for fd, _event in poller.poll(max(0.0, due - now) * 1000)}
             if self._has_to_end(ready, oom):
