@@ -138,7 +138,7 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "_SAMPLE_S", 0.01)
+    monkeypatch.setattr(watch_module, "_LAST_SAMPLE_S", 0.01)
     monkeypatch.setattr(watch_module, "_OOM_COUNT_S", 0.03)
     monkeypatch.setattr(watch_module, "_HEARSAY_S", 0.1)
 
