@@ -89,7 +89,10 @@ class Watch:
     def _has_to_end(self, ready: set[int], oom: int | None) -> bool:
         if oom in ready:
             self._note_oom()
+            # the kernel kills one process on v1: the others must not go on as if nothing had happened
+            self._group.freeze(True)
             _let_the_kernel_count(self._group)
+            self._group.kill()
             return True
         if self._process.events in ready and self._has_ended():
             return True
