@@ -2,9 +2,13 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+LAB_RUN := $(VENV)/bin/python -m tests.lab.containers
+LAB ?= lab
+N ?= 3
+HOST ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart stop test lint lab-deps lab-up lab-down vm-up vm-down test-lab test-vm
+.PHONY: help quickstart stop test lint lab-deps lab-up lab-down lab-clean vm-up vm-down test-lab test-vm
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -22,18 +26,30 @@ test: .python ## linters and all tests that this machine can run
 lint: .python ## ruff, mypy, ansible-lint, yamllint
 	@"$(PYTHON)" scripts/lint.py
 
-lab-deps: .not-yet ## (not in this version) install what the lab of containers needs
-lab-up: .not-yet ## (not in this version) start several hosts in containers
-lab-down: .not-yet ## (not in this version) end them
+lab-deps: .lab-venv ## install what the lab of containers needs (podman and others; apt-get)
+	@$(LAB_RUN) deps
+
+lab-up: .lab-venv ## several hosts in containers: N=3 LAB=lab HOST="n3:cpus=0,memory=2g n2:user=alice"
+	@$(LAB_RUN) up --lab "$(LAB)" --hosts "$(N)" $(foreach host,$(HOST),--host "$(host)")
+
+lab-down: .lab-venv ## end them and remove all of that lab (LAB=lab)
+	@$(LAB_RUN) down --lab "$(LAB)"
+
+lab-clean: .lab-venv ## end all labs of this checkout; remove the cached image too
+	@$(LAB_RUN) clean
+
 vm-up: .not-yet ## (not in this version) start virtual machines
 vm-down: .not-yet ## (not in this version) end them
 test-lab: .not-yet ## (not in this version) tests on the hosts of the lab
 test-vm: .not-yet ## (not in this version) tests on virtual machines
 
-.PHONY: .python .not-yet
+.PHONY: .python .lab-venv .not-yet
 .python:
 	@if [ -z "$(PYTHON)" ]; then echo "Found no Python, expected 3.11 or newer." \
 	"Install one (Debian 12: sudo apt-get install python3.11-venv), or name it: make PYTHON=/path/to/python3.11 ..."; exit 1; fi
+
+.lab-venv: .python
+	@[ -x $(VENV)/bin/python ] || PYTHONPATH=scripts "$(PYTHON)" -c 'import steps; steps.make_venv("dev")'
 
 # The lab of several hosts is not part of this version; saying so beats pretending.
 .not-yet:

@@ -30,6 +30,7 @@ from raytools.yaml_source import (
 )
 
 DEFAULT_ROOT = "/opt/raytools"
+DEFAULT_SERVICE_USER = "ray"
 CONTROLLER_PYTHON = "{{ ansible_playbook_python }}"
 _TIMEOUT_S = 60
 _WHOLE = "(inventory)"
@@ -57,6 +58,11 @@ class Host:
     become: bool
     variables: Mapping[str, Any] = field(repr=False)
     overrides: Mapping[str, Any]
+
+    @property
+    def service_user(self) -> str | None:
+        """Who runs Ray where raytools becomes root: an account of its own. None: whoever connects."""
+        return str(self.variables.get("raytools_user") or DEFAULT_SERVICE_USER) if self.become else None
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ class NodePlan:
     cluster: str
     address: str
     root: str
+    user: str | None  # who runs Ray; None: whoever connects to the node
     environment: EnvironmentRef | None
     declared: Mapping[str, int | None]
     physical: Mapping[str, int | None]
@@ -96,6 +97,7 @@ class NodePlan:
             "role": self.role,
             "address": self.address,
             "root": self.root,
+            "user": self.user,
             "python": f"{environment['prefix']}/bin/python" if environment else None,
             "toolkit": f"{self.root}/toolkit/{__version__}",
             "temp_dir": temp_dir_of(self.root),
@@ -355,6 +357,7 @@ def _plan(node: _Node, head: _Node, share: _Share, environment: EnvironmentRef |
         cluster=config.cluster,
         address=str(node.address),
         root=node.host.root,
+        user=node.host.service_user,
         environment=environment,
         declared={
             "cpus": config.nodes.cpus,

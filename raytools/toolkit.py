@@ -1,16 +1,17 @@
-"""Puts the toolkit on a node: this package alone, pure Python, beside the environment and independent of it.
+"""The toolkit: this package alone, pure Python, as one zip that the playbooks hand to every node.
 
-`python -m raytools.toolkit --root DIR` installs it on this machine. Updating it neither rebuilds nor renames
-an environment; files are replaced one by one, so that a running import sees the old file or the new one.
+The zip itself can be run from (`PYTHONPATH=…zip python3 -m raytools.node …`), so a node needs nothing but a
+Python 3.10 to unpack it: see raytools/node/toolkit.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import subprocess
-import sys
-from collections.abc import Iterator
+import os
+import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,47 +20,49 @@ from raytools import __version__
 from raytools.errors import RaytoolsError
 
 _PACKAGE = Path(__file__).parent
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first moment: equal contents make equal archives
+_KEPT = 2
 
 
 @dataclass(frozen=True)
-class Toolkit:
-    """Where the toolkit is, and whether this call changed anything there."""
+class PackedToolkit:
+    """The zip on the controller. `digest` is over names and contents, and part of the file's name."""
 
-    changed: bool
     path: str
+    digest: str
     version: str
 
 
-def install_toolkit(root: Path, python: Path | None = None) -> Toolkit:
-    """Makes `<root>/toolkit/<version>` equal to this package.
+def pack_toolkit(directory: Path) -> PackedToolkit:
+    """Writes the toolkit's zip below `directory`, unless it is there.
 
     Args:
-        root: of the node, on this machine.
-        python: the environment's; compiles the files, so that a user who may not write there does not
-            compile them anew at every start.
+        directory: on the controller, such as `<state>/toolkit`.
 
     Raises:
-        RaytoolsError: the directory cannot be written, or the package cannot be compiled.
+        RaytoolsError: the directory cannot be written.
     """
-    target = root / "toolkit" / __version__
-    wanted = _files()
-    try:
-        changed = _write_changed(target, wanted) + _remove_others(target, set(wanted))
-    except OSError as error:
-        raise RaytoolsError(
-            f"the toolkit cannot be written to {target} ({error.strerror})",
-            fix="Choose another root (inventory variable raytools_root), or become root (ansible_become).",
-        ) from error
-    if changed and python is not None and python.exists():
-        _compile(target, python)
-    return Toolkit(bool(changed), str(target), __version__)
+    files = _files()
+    digest = _digest(files)
+    path = directory / f"raytools-{digest}.zip"
+    if not path.exists():
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            _write(path, files)
+            _remove_old(directory)
+        except OSError as error:
+            raise RaytoolsError(
+                f"the toolkit cannot be written to {directory} ({error.strerror})",
+                expected="a directory this user may write",
+            ) from error
+    return PackedToolkit(str(path), digest, __version__)
 
 
 def _files() -> dict[str, bytes]:
     """Relative path -> content: the package, and the metadata by which its workloads are found."""
     files = {
         f"raytools/{path.relative_to(_PACKAGE).as_posix()}": path.read_bytes()
-        for path in _PACKAGE.rglob("*")
+        for path in sorted(_PACKAGE.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
     information = f"raytools-{__version__}.dist-info"
@@ -77,58 +80,35 @@ def _entry_points() -> str:
         return ""  # run from a source tree: nothing is registered by entry point
 
 
-def _write_changed(target: Path, wanted: dict[str, bytes]) -> int:
-    """Writes what is missing or differs; returns how many files that were."""
-    written = 0
-    for name, content in wanted.items():
-        path = target / name
-        if path.is_file() and path.read_bytes() == content:
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{path.name}.new")
-        new.write_bytes(content)
-        new.replace(path)
-        written += 1
-    return written
+def _digest(files: Mapping[str, bytes]) -> str:
+    """12 hex digits over all names and contents."""
+    total = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        total.update(f"{name}\0{len(content)}\0".encode() + content)
+    return total.hexdigest()[:12]
 
 
-def _remove_others(target: Path, wanted: set[str]) -> int:
-    """Removes files of an earlier state; returns how many files that were."""
-    others = [path for path in _own_files(target) if path.relative_to(target).as_posix() not in wanted]
-    for path in others:
-        path.unlink()
-    return len(others)
+def _write(path: Path, files: Mapping[str, bytes]) -> None:
+    beside = path.with_suffix(f".{os.getpid()}.part")
+    with zipfile.ZipFile(beside, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for name, content in sorted(files.items()):
+            archive.writestr(zipfile.ZipInfo(name, _EPOCH), content, zipfile.ZIP_DEFLATED)
+    beside.replace(path)
 
 
-def _own_files(target: Path) -> Iterator[Path]:
-    return (path for path in target.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-
-
-def _compile(target: Path, python: Path) -> None:
-    done = subprocess.run(
-        [str(python), "-m", "compileall", "-q", str(target)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise RaytoolsError(
-            f"the toolkit does not compile with {python}: {done.stdout.strip() or done.stderr.strip()}",
-            expected="Python 3.10 or newer",
-        )
+def _remove_old(directory: Path) -> None:
+    zips = sorted(directory.glob("raytools-*.zip"), key=lambda path: path.stat().st_mtime)
+    for path in zips[:-_KEPT]:
+        path.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m raytools.toolkit --root DIR [--python FILE]`: prints `{"changed": …, "path": …}`."""
+    """`python -m raytools.toolkit --to DIR`: prints `{"path": …, "digest": …, "version": …}`."""
     parser = argparse.ArgumentParser(prog="python -m raytools.toolkit", description=__doc__)
-    parser.add_argument("--root", required=True, type=Path)
-    parser.add_argument("--python", type=Path)
-    arguments = parser.parse_args(argv)
-    try:
-        toolkit = install_toolkit(arguments.root, arguments.python)
-    except RaytoolsError as error:
-        print(f"toolkit: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(asdict(toolkit)))
+    parser.add_argument("--to", required=True, type=Path)
+    print(json.dumps(asdict(pack_toolkit(parser.parse_args(argv).to))))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -51,12 +51,14 @@ class NodeCommand:
         python: `system` = any Python there with our code; `environment` = the environment's Python with our
             code; `installed` = the environment's Python with the toolkit installed there.
         become: run as root; by default as the inventory says.
+        as_service_user: run as the user whose Ray it is, where that is another than the one who connects.
     """
 
     argv: Sequence[str]
     stdin: str = ""
     python: Interpreter = "system"
     become: bool | None = None
+    as_service_user: bool = False
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,7 @@ def _answer(
 ) -> Answer:
     deadline = time.monotonic() + timeout_s
     try:
-        if host.connection == "local" and command.python == "system" and not _become(host, command):
+        if host.connection == "local" and command.python == "system" and not _command_prefix(host, command):
             with _our_code() as path:
                 session = _open_here(host, command, path)
                 return _talk(
@@ -257,7 +259,20 @@ def _command_line(host: Host, command: NodeCommand) -> list[str]:
     # The program is short enough for every shell's quoting; the rest follows on standard input
     receive = "import sys;b=sys.stdin.buffer;exec(b.read(int(b.readline())))"
     here = sys.executable if host.connection == "local" else "python3"
-    return [*_become(host, command), host.python or here, "-c", receive]
+    return [*_command_prefix(host, command), host.python or here, "-c", receive]
+
+
+def _command_prefix(host: Host, command: NodeCommand) -> list[str]:
+    """What makes another user of the one who connects."""
+    return [*_become(host, command), *_service_user(host, command)]
+
+
+def _service_user(host: Host, command: NodeCommand) -> list[str]:
+    """From root to the service user: that account has no log-in, so neither ssh nor su would do."""
+    if not command.as_service_user or host.service_user is None:
+        return []
+    user = host.service_user
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--reset-env", "--"]
 
 
 def _become(host: Host, command: NodeCommand) -> list[str]:

@@ -23,6 +23,7 @@ from raytools.errors import RaytoolsError
 COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("raytools.cli.config", "Check and show cluster.yaml."),
     "plan": ("raytools.cli.plan", "Show what each node gets: slots, Ray's arguments, ports, flags."),
+    "preflight": ("raytools.cli.preflight", "Can these hosts become this cluster? Changes nothing."),
     "facts": ("raytools.cli.facts", "Show what each node has: CPUs, memory, GPUs, limits."),
     "env": ("raytools.cli.env", "Lock, build and verify the environment."),
     "doctor": ("raytools.cli.doctor", "Prove that every node is what it claims to be."),

@@ -1,33 +1,20 @@
-"""`raytools env lock|build|verify|activate`: the environment every node gets."""
+"""`raytools env …`: the environment on this machine; what is about all nodes is in env_nodes.py."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from raytools.cli import env_nodes
+from raytools.cli.env_shared import RootOption, answer_with, declared, root_of, shown_progress
 from raytools.cli.options import ConfigOption, InventoryOption, JsonOption, new_app
-from raytools.config import load_config
 from raytools.environment.identity import EnvironmentIdentity, fitting_lock, identify
-from raytools.environment.progress import Progress
-from raytools.environment.spec import EnvironmentSpec
-from raytools.project import Project, find_project
-from raytools.units import format_duration
+from raytools.units import format_duration, format_size
 
-app = new_app("Lock, build and verify the environment every node gets. See docs/environments.md.")
-
-RootOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--root", metavar="DIR", show_default=False,
-        help="raytools' directory on the nodes.  [default: the head's, from the inventory]",
-    ),
-]  # fmt: skip
+app = new_app("Lock, build, pack and verify the environment every node gets. See docs/environments.md.")
 
 
 @app.command()
@@ -49,15 +36,17 @@ def lock(
       raytools env lock --upgrade                 take newer packages
       RAYTOOLS_CHANNELS=local raytools env lock   ask no conda channel
     """
-    project, spec = _declared(config, inventory)
+    project, spec = declared(config, inventory)
     started = time.monotonic()
     if spec.prefix is not None:
         answer: dict[str, Any] = {"changed": False, "id": None, "path": None, "prefix": str(spec.prefix)}
-        _print(as_json, answer, f"environment.prefix is {spec.prefix}: it is used as it is, nothing to lock")
+        answer_with(
+            as_json, answer, f"environment.prefix is {spec.prefix}: it is used as it is, nothing to lock"
+        )
         return
     from raytools.environment.resolve import lock_environment
 
-    with _progress() as progress:
+    with shown_progress() as progress:
         found, changed = lock_environment(project, spec, upgrade=upgrade, progress=progress)
     answer = {
         "changed": changed,
@@ -75,7 +64,7 @@ def lock(
         f"{found.environment_id}: {state}, Python {found.python}, {len(found.conda)} conda and "
         f"{len(found.pip)} pip packages, channels {', '.join(found.channels)}\n{found.path}"
     )
-    _print(as_json, answer, text)
+    answer_with(as_json, answer, text)
 
 
 @app.command()
@@ -95,22 +84,57 @@ def build(
       raytools env build
       raytools env build --rebuild                if `raytools env verify` found differences
     """
-    project, spec = _declared(config, inventory)
-    directory = _root(project, root)
+    project, spec = declared(config, inventory)
+    directory = root_of(project, root)
     if spec.prefix is not None:
         from raytools.environment.existing import adopt_environment
 
-        with _progress() as progress:
+        with shown_progress() as progress:
             built = adopt_environment(spec, directory, progress=progress)
     else:
         from raytools.environment.build import build_environment
 
         found = fitting_lock(project, spec)
-        with _progress() as progress:
+        with shown_progress() as progress:
             built = build_environment(project, found, directory, rebuild=rebuild, progress=progress)
     state = f"ready after {format_duration(built.seconds)}" if built.changed else "was there already"
     text = f"{built.id}: {state}\n{built.prefix}\ncontent {built.content_digest}"
-    _print(as_json, built.to_json(), text)
+    answer_with(as_json, built.to_json(), text)
+
+
+@app.command()
+def pack(
+    config: ConfigOption = None,
+    inventory: InventoryOption = None,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pack the built environment into one file, from which every node installs it.
+
+    What is packed already is left alone. Exit codes: 0 it is there, 2 not built, or changed since.
+
+    \b
+    Example:
+      raytools env pack --json | jq -r .path
+    """
+    from raytools.environment.archive import archive_directory, make_archive
+    from raytools.errors import EnvironmentBuildError
+
+    project, spec = declared(config, inventory)
+    if spec.prefix is not None:
+        raise EnvironmentBuildError(
+            f"environment.prefix is {spec.prefix}: it is on every node already, nothing is packed"
+        )
+    directory = root_of(project, root)
+    identity = identify(project, spec, directory)
+    _require_built(identity, directory)
+    with shown_progress() as progress:
+        archive = make_archive(identity.prefix, archive_directory(project), progress)
+    state = f"packed in {format_duration(archive.seconds)}" if archive.changed else "was packed already"
+    text = (
+        f"{archive.id}: {state}, {format_size(archive.size_bytes)}\n{archive.path}\nsha256 {archive.sha256}"
+    )
+    answer_with(as_json, archive.to_json(), text)
 
 
 @app.command()
@@ -131,8 +155,8 @@ def verify(
     """
     from raytools.environment.verify import sentences, verify_environment
 
-    project, spec = _declared(config, inventory)
-    directory = _root(project, root)
+    project, spec = declared(config, inventory)
+    directory = root_of(project, root)
     result = verify_environment(identify(project, spec, directory), directory)
     took = format_duration(result.seconds)
     if not result.differences:
@@ -143,7 +167,7 @@ def verify(
             f"{lines}\n{result.identity.id}: {len(result.differences)} differences ({took}). "
             "Put the content back, or build it anew: raytools env build --rebuild"
         )
-    _print(as_json, result.to_json(), text)
+    answer_with(as_json, result.to_json(), text)
     raise typer.Exit(1 if result.differences else 0)
 
 
@@ -162,13 +186,13 @@ def activate(
     """
     from raytools.environment.activate import activation, as_shell
 
-    project, spec = _declared(config, inventory)
-    directory = _root(project, root)
+    project, spec = declared(config, inventory)
+    directory = root_of(project, root)
     identity = identify(project, spec, directory)
     _require_built(identity, directory)
     variables = activation(identity.prefix, directory)
     if as_json:
-        _print(True, variables, "")
+        answer_with(True, variables, "")
     else:
         typer.echo(as_shell(variables), nl=False)
 
@@ -183,62 +207,6 @@ def _require_built(identity: EnvironmentIdentity, root: Path) -> None:
         )
 
 
-def _declared(config: Path | None, inventory: Path | None) -> tuple[Project, EnvironmentSpec]:
-    project = find_project(config, inventory)
-    return project, EnvironmentSpec.from_config(load_config(project.config_path))
-
-
-def _root(project: Project, root: Path | None) -> Path:
-    if root is not None:
-        return root.absolute()
-    from raytools.inventory import load_inventory
-
-    return Path(load_inventory(project.inventory_path).head.root)
-
-
-def _print(as_json: bool, answer: dict[str, Any], text: str) -> None:
-    if as_json:
-        import json
-
-        text = json.dumps(answer, indent=2)
-    typer.echo(text)
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    progress = _TerminalProgress() if sys.stderr.isatty() else _LineProgress()
-    try:
-        yield progress
-    finally:
-        progress.wipe()
-
-
-class _LineProgress(Progress):
-    """For logs: a line per step."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    def phase(self, text: str) -> None:
-        self.wipe()
-        sys.stderr.write(f"{format_duration(time.monotonic() - self._started):>8}  {text}\n")
-        sys.stderr.flush()
-
-    def note(self, text: str) -> None:
-        self.wipe()
-        sys.stderr.write(f"note: {text}\n")
-
-    def wipe(self) -> None:
-        """Nothing of what is shown in place stays."""
-
-
-class _TerminalProgress(_LineProgress):
-    """For people: the current detail is shown in place."""
-
-    def detail(self, text: str) -> None:
-        self.wipe()
-        sys.stderr.write(f"{'':>10}{text}"[:100])
-        sys.stderr.flush()
-
-    def wipe(self) -> None:
-        sys.stderr.write("\r\x1b[K")
+app.command("list")(env_nodes.list_environments)
+app.command("prune")(env_nodes.prune)
+app.command("rollback")(env_nodes.rollback)

@@ -6,7 +6,6 @@ Interrupted at any point it is not there: the directory without notes is removed
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from raytools.environment.progress import SILENT, Progress
 from raytools.environment.resolve import install_conda_part, local_channel_directory, wheel_store
 from raytools.environment.spec import LOCAL_CHANNEL
 from raytools.errors import EnvironmentBuildError
+from raytools.node.environment_place import exclusive, point_current_to
 from raytools.node.manifest import (
     ENVIRONMENT_NAME,
     ENVIRONMENT_SCHEMA,
@@ -78,7 +78,7 @@ def build_environment(
     prefix = environment_prefix(root, lock)
     built = None if rebuild else _already_built(prefix, lock)
     if built is None:
-        with exclusive(root, progress):
+        with exclusive(root / "envs", progress.phase):
             built = None if rebuild else _already_built(prefix, lock)
             if built is None:
                 try:
@@ -99,36 +99,6 @@ def _already_built(prefix: Path, lock: Lock) -> Built | None:
 
 def _describe(notes: dict[str, Any], prefix: Path, *, changed: bool) -> Built:
     return Built(changed, notes["id"], prefix, notes["lock_digest"], notes["content_digest"], 0.0)
-
-
-@contextlib.contextmanager
-def exclusive(root: Path, progress: Progress) -> Iterator[None]:
-    """One build at a time below a root; the kernel lets go of the lock however the process ends.
-
-    What is made is readable for every user: modes are part of what is compared between nodes, so they
-    must not depend on who builds.
-    """
-    directory = root / "envs"
-    umask = os.umask(0o022)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        os.umask(umask)
-        raise EnvironmentBuildError(
-            f"cannot write to {directory}: {error.strerror}",
-            fix="Run this as the user who owns it, or choose another root (raytools_root in the inventory)",
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.phase("waiting for another build to end")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.umask(umask)
-        os.close(descriptor)
 
 
 def _build(project: Project, lock: Lock, prefix: Path, progress: Progress) -> dict[str, Any]:
@@ -197,15 +167,3 @@ def _compiler(prefix: Path, *, skip: str, workers: int) -> Iterator[None]:
         yield
     if process.returncode not in (0, 1):
         raise EnvironmentBuildError(f"compiling byte code in {prefix} failed: exit code {process.returncode}")
-
-
-def point_current_to(root: Path, prefix: Path) -> None:
-    """`envs/current`, for people: replaced in one step, left alone when it is right."""
-    link = root / "envs" / "current"
-    target = Path(prefix.name) if prefix.parent == link.parent else prefix
-    if link.is_symlink() and link.readlink() == target:
-        return
-    temporary = link.with_name(f".current.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target)
-    temporary.replace(link)

@@ -12,10 +12,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from raytools.environment.build import Built, exclusive, point_current_to
+from raytools.environment.build import Built
 from raytools.environment.progress import SILENT, Progress
 from raytools.environment.spec import EnvironmentSpec
 from raytools.errors import EnvironmentBuildError
+from raytools.node.environment_place import exclusive, point_current_to
 from raytools.node.manifest import (
     ENVIRONMENT_NAME,
     ENVIRONMENT_SCHEMA,
@@ -45,7 +46,7 @@ def adopt_environment(spec: EnvironmentSpec, root: Path, *, progress: Progress =
     started = time.monotonic()
     progress.phase(f"looking at {spec.prefix}")
     versions = _check(spec)
-    with exclusive(root, progress):
+    with exclusive(root / "envs", progress.phase):
         notes = read_environment(spec.prefix, root)
         differences = compare(spec.prefix, quick=True, root=root) if notes else []
         changed = notes is None or bool(differences)

@@ -10,13 +10,12 @@ from typing import Any
 
 from raytools.environment import conda, pip_part
 from raytools.environment.channels import choose_channels
+from raytools.environment.former import keep_former, lock_path
 from raytools.environment.local_channel import OFFERED, ensure_local_channel, require_python
 from raytools.environment.lock import (
     Lock,
     misfits,
     read_current_lock,
-    state_lock_path,
-    tree_lock_path,
     write_lock,
 )
 from raytools.environment.progress import SILENT, Progress
@@ -46,7 +45,8 @@ def lock_environment(
         return present, False
     try:
         lock = _resolve(project, spec, progress)
-        path = state_lock_path(project, spec.name) if lock.is_local else tree_lock_path(project)
+        path = lock_path(project, lock)
+        keep_former(project, spec, lock, progress)
         changed = write_lock(path, lock)
     except OSError as error:
         raise EnvironmentBuildError(f"cannot lock environment {spec.name}: {error}") from error

@@ -8,7 +8,14 @@ import sys
 # command -> module with `main(argv: list[str]) -> int`
 COMMANDS = {
     "facts": "raytools.node.facts",
+    "environment": "raytools.node.environment",
     "inspect": "raytools.node.inspect",
+    "probe": "raytools.node.probe",
+    "toolkit": "raytools.node.toolkit",
+    "stamp": "raytools.node.stamp",
+    "grant": "raytools.node.grant",
+    "storage": "raytools.node.storage",
+    "members": "raytools.node.members",
     "ray-view": "raytools.node.ray_view",
     "ray": "raytools.node.ray_service",
     "supervise": "raytools.node.supervisor",

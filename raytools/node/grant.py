@@ -7,10 +7,12 @@ controllers, and runs get scopes from it. Lingering keeps that manager, and with
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import pwd
 import subprocess
+import sys
 from pathlib import Path
 
 from raytools.errors import RaytoolsError
@@ -159,3 +161,23 @@ def _give(top: str, controller: str, account: pwd.struct_passwd) -> str:
     for path in (folder, *(f"{folder}/{name}" for name in _OWNED_FILES)):
         os.chown(path, account.pw_uid, account.pw_gid)
     return f"{controller}: {folder} belongs to {account.pw_name}"
+
+
+def main(argv: list[str]) -> int:
+    """`python -m raytools.node grant --user NAME [--revoke]`: the Ray unit's step on cgroup v1, as root.
+
+    cgroup v2 has nothing to do here: there the unit's own `Delegate=` is what makes groups possible.
+    """
+    parser = argparse.ArgumentParser(prog="python -m raytools.node grant", description=main.__doc__)
+    parser.add_argument("--user", required=True)
+    parser.add_argument("--revoke", action="store_true")
+    options = parser.parse_args(argv)
+    if not _v1_mount_points():
+        return 0
+    try:
+        for line in revoke(options.user) if options.revoke else grant(options.user):
+            print(line)
+    except RaytoolsError as error:
+        print(f"grant: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -1,15 +1,18 @@
-"""Who holds the ports that Ray is about to use, and which other Rays live on this machine. Reads only."""
+"""Who holds the ports that Ray is about to use, and which other Rays live on this machine. Reads only.
+
+Standard library only: preflight asks before there is an environment.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import os
 import pwd
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from raytools.node import inspect_processes
 
 _DASHBOARD = ("dashboard", "dashboard_metrics")
 _HEAD_ONLY = ("gcs", "client", "autoscaler_metrics", *_DASHBOARD)
@@ -64,64 +67,72 @@ def pinned_ports(node: Mapping[str, Any]) -> dict[str, int]:
 
 def busy_ports(node: Mapping[str, Any]) -> list[BusyPort]:
     """Ports of the plan on which something listens, with the holder as far as this user may see it."""
-    wanted = {port: role for role, port in pinned_ports(node).items()}
-    owners = {port: uid for port, uid in _listening_uids().items() if port in wanted}
-    if not owners:
+    return listeners(pinned_ports(node))
+
+
+def listeners(ports: Mapping[str, int]) -> list[BusyPort]:
+    """What listens on ports, given by their roles."""
+    roles = {port: role for role, port in ports.items()}
+    sockets = {port: found for port, found in _listening().items() if port in roles}
+    if not sockets:
         return []
-    pids = _listening_pids()
-    return [_busy_port(wanted[port], port, pids.get(port), uid) for port, uid in sorted(owners.items())]
+    pids = _holders({inode for _, inode in sockets.values()})
+    return [
+        _busy_port(roles[port], port, pids.get(inode), uid) for port, (uid, inode) in sorted(sockets.items())
+    ]
 
 
 def _busy_port(role: str, port: int, pid: int | None, uid: int) -> BusyPort:
     name = None
     if pid is not None:
-        with contextlib.suppress(psutil.Error):
-            name = psutil.Process(pid).name()
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except OSError:
+            pid = None  # it has just ended
     return BusyPort(role, port, pid, name, _user(uid))
 
 
-def _listening_uids() -> dict[int, int]:
-    """Listening TCP port -> uid of the owner, which the kernel shows to everybody (psutil does not)."""
-    uids: dict[int, int] = {}
+def _listening() -> dict[int, tuple[int, str]]:
+    """Listening TCP port -> uid of the owner and inode of the socket, which the kernel shows to everybody."""
+    found: dict[int, tuple[int, str]] = {}
     for table in ("tcp", "tcp6"):
         path = Path("/proc/net", table)
         for line in path.read_text().splitlines()[1:] if path.exists() else ():
             fields = line.split()
             if fields[3] == _LISTEN:
-                uids[int(fields[1].rpartition(":")[2], 16)] = int(fields[7])
-    return uids
-
-
-def _listening_pids() -> dict[int, int]:
-    return {
-        socket.laddr.port: socket.pid
-        for socket in psutil.net_connections("tcp")
-        if socket.status == psutil.CONN_LISTEN and socket.laddr and socket.pid is not None
-    }
-
-
-def foreign_rays(own_temp_dir: str) -> list[ForeignRay]:
-    """Every raylet on this machine that does not use our temp dir."""
-    found = []
-    for process in psutil.process_iter(["pid", "name", "cmdline", "username"]):
-        command = process.info["cmdline"]
-        if process.info["name"] != "raylet" or not command:  # a zombie has no command line
-            continue
-        temp_dir = _temp_dir(command)
-        if temp_dir != own_temp_dir:
-            found.append(ForeignRay(process.info["pid"], process.info["username"], temp_dir))
+                found[int(fields[1].rpartition(":")[2], 16)] = (int(fields[7]), fields[9])
     return found
 
 
-def _temp_dir(command: list[str]) -> str | None:
-    """The temp dir of a raylet: the parent of its session directory."""
-    for argument in command:
-        flag, _, value = argument.partition("=")
-        if flag in ("--temp_dir", "--temp-dir"):
-            return value
-        if flag in ("--session_dir", "--session-dir"):
-            return str(Path(value).parent)
-    return None
+def _holders(inodes: Iterable[str]) -> dict[str, int]:
+    """Inode -> a process that has the socket open; without those this user may not look into."""
+    wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    found: dict[str, int] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            descriptors = os.scandir(f"/proc/{pid}/fd")
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            try:
+                inode = wanted.get(os.readlink(descriptor.path))
+            except OSError:
+                continue
+            if inode is not None:
+                found.setdefault(inode, int(pid))
+    return found
+
+
+def foreign_rays(
+    own_temp_dir: str, every: Mapping[int, inspect_processes.Process] | None = None
+) -> list[ForeignRay]:
+    """Every raylet on this machine that does not use our temp dir."""
+    living = inspect_processes.living_rays(every or inspect_processes.processes())
+    return [
+        ForeignRay(ray.raylet.pid, _user(ray.raylet.uid), ray.temp_dir)
+        for ray in living
+        if ray.temp_dir != own_temp_dir
+    ]
 
 
 def _user(uid: int) -> str:

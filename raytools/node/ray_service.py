@@ -37,6 +37,7 @@ from raytools.node.ray_state import (
 )
 
 START_LIMIT_S = 180.0  # an emulated machine needs a minute
+HEAD_LIMIT_S = 150.0  # below the unit's TimeoutStartSec together with the start itself
 STOP_LIMIT_S = 20.0
 _COMMANDS = ("ensure", "check", "stop", "status", "prepare", "await", "clean")
 
@@ -201,12 +202,31 @@ def prepare(root: Path, node: Mapping[str, Any]) -> dict[str, Any]:
         RayServiceError: a port is busy, the temp dir is another user's.
     """
     answer = check(root, node)
+    if node["role"] != "head":
+        _await_head(node["ray"]["gcs_address"])
     ray_temp_dir.make(root, Path(node["temp_dir"]))
     log_path = _log_path(root)
     log_path.parent.mkdir(exist_ok=True)
     if log_path.exists():
         log_path.replace(log_path.with_suffix(".log.1"))  # what the one before said stays readable
     return answer
+
+
+def _await_head(gcs_address: str) -> None:
+    """A worker may be started beside its head, or long before it after a power failure.
+
+    Raises:
+        RayServiceError: the head did not answer in time.
+    """
+    deadline = time.monotonic() + HEAD_LIMIT_S
+    while not ray_process.answers(gcs_address):
+        if time.monotonic() >= deadline:
+            raise RayServiceError(
+                f"the head's GCS at {gcs_address} did not answer within {HEAD_LIMIT_S:.0f} s",
+                expected="a head that runs and lets this node reach its port",
+                fix="Look at the head: systemctl status 'raytools-ray-*' there, and its firewall",
+            )
+        time.sleep(0.1)
 
 
 def _log_path(root: Path) -> Path:

@@ -51,7 +51,7 @@ def make(root: Path, temp_dir: Path) -> None:
     private.chmod(0o700)
     temp_dir.mkdir(exist_ok=True)
     (temp_dir / _STARTED_MARK).unlink(missing_ok=True)
-    link = root / "ray"
+    link = root / "ray"  # where Ray's user may not write, the playbook has made it
     if not link.is_symlink() or link.readlink() != temp_dir:
         link.unlink(missing_ok=True)
         link.symlink_to(temp_dir)

@@ -7,8 +7,6 @@ import json
 import os
 import shlex
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import pytest
 
 from raytools.errors import RaytoolsError
 from raytools.node import ray_failure, ray_ports, ray_process, ray_service, ray_state, ray_temp_dir
-from raytools.toolkit import install_toolkit
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNIT_TEMPLATE = CHECKOUT / "playbooks" / "roles" / "ray" / "templates" / "ray.service.j2"
@@ -277,26 +274,3 @@ def test_a_reused_pid_is_not_our_process() -> None:
 def test_stopping_what_does_not_run_is_no_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ray_service.main(["stop", "--root", str(tmp_path)]) == 0
     assert json.loads(capsys.readouterr().out) == {"changed": False, "killed": []}
-
-
-def test_the_toolkit_is_complete_and_installed_once(tmp_path: Path) -> None:
-    first = install_toolkit(tmp_path)
-    assert first.changed
-    again = install_toolkit(tmp_path)
-    assert not again.changed
-    assert again.path == first.path
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", "import raytools.node.__main__, raytools; print(raytools.__file__)"],
-        env={"PYTHONPATH": first.path}, cwd="/", capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    assert done.stdout.startswith(str(tmp_path))
-
-
-def test_a_changed_toolkit_is_mended_and_what_is_not_part_of_it_removed(tmp_path: Path) -> None:
-    path = Path(install_toolkit(tmp_path).path) / "raytools"
-    (path / "errors.py").write_text("broken")
-    (path / "older.py").touch()
-    assert install_toolkit(tmp_path).changed
-    assert (path / "errors.py").read_text() != "broken"
-    assert not (path / "older.py").exists()
-    assert not install_toolkit(tmp_path).changed

@@ -1,0 +1,175 @@
+"""The state of one node in one call, as provisioning needs it: `raytools.state/1`.
+
+Facts, what roles have put here, which environments are installed, whether Ray runs as planned, who holds the
+ports. Reads only. Standard library only: it runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pwd
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raytools.errors import RaytoolsError
+from raytools.node import environment, facts, inspect_processes, locks, ray_ports, stamp, toolkit
+from raytools.node.ray_temp_dir import temp_dir_of
+
+SCHEMA = "raytools.state/1"
+DIGEST_VARIABLE = "RAYTOOLS_RAY_DIGEST"
+"""In the Ray unit's environment: names what it was started with."""
+_SYSTEMCTL_WAIT_S = 10.0
+_UNIT_PROPERTIES = ("ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "Result")
+
+
+def probe(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What this node is now.
+
+    Args:
+        request: `root`, `cluster`, `user` (who shall run Ray, or null), `ports` (name -> port, without the
+            workers' range) and `storage_path` (or null).
+    """
+    root = Path(request["root"])
+    node = facts.read_node_json(str(root / "node.json"))
+    found = facts.collect(node, str(root))
+    privileged = os.geteuid() == 0
+    unit_name = f"raytools-ray-{request['cluster']}.service"
+    every = inspect_processes.processes()
+    own = _own_pids(root, unit_name, every)
+    return {
+        "schema": SCHEMA,
+        "facts": found,
+        "clock_s": time.time(),
+        "interpreter": sys.executable,
+        "privileged": privileged,
+        "systemd": found["host"]["init"] == "systemd" and privileged,
+        "node": node,
+        "root_owner": _owner(root),
+        "toolkit": {"installed": toolkit.installed_digest(root), "zips": _zips(root)},
+        "stamps": stamp.read_all(root),
+        "account": stamp.observe(f"user:{request['user']}") if request.get("user") else None,
+        "environments": [one["id"] for one in environment.list_environments(root) if one["complete"]],
+        "current": _link(root / "envs" / "current"),
+        "unit": _unit(unit_name) if privileged else None,
+        "token_sha256": _token_digest(root / "token"),
+        "busy_ports": [str(port) for port in _busy(request["ports"], own)],
+        "other_rays": [str(ray) for ray in ray_ports.foreign_rays(temp_dir_of(root), every)],
+        "runs": _runs(),
+        "storage": _storage(request.get("storage_path")),
+    }
+
+
+def _owner(path: Path) -> str | None:
+    try:
+        uid = path.stat().st_uid
+    except OSError:
+        return None
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _zips(root: Path) -> list[str]:
+    """Digests of the toolkit archives that were copied here."""
+    return [path.stem.removeprefix("raytools-") for path in (root / "toolkit").glob("raytools-*.zip")]
+
+
+def _link(path: Path) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def _unit(name: str) -> dict[str, Any] | None:
+    """The Ray unit as systemd sees it; None where systemd is not PID 1."""
+    if not Path("/run/systemd/system").is_dir():
+        return None
+    command = ["systemctl", "show", name, "--property", ",".join(_UNIT_PROPERTIES)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SYSTEMCTL_WAIT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"problem": f"systemctl does not answer ({error})"}
+    shown = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    pid = int(shown.get("MainPID") or 0)
+    variables = inspect_processes.environ(pid) if pid else None
+    return {
+        "active": shown.get("ActiveState"),
+        "sub": shown.get("SubState"),
+        "enabled": shown.get("UnitFileState") == "enabled",
+        "main_pid": pid or None,
+        "restarts": int(shown.get("NRestarts") or 0),
+        "result": shown.get("Result"),
+        "digest": (variables or {}).get(DIGEST_VARIABLE),
+    }
+
+
+def _own_pids(root: Path, unit_name: str, every: Mapping[int, inspect_processes.Process]) -> set[int]:
+    """Processes of this root's Ray: in its unit's group, or in the session that `ray ensure` has made."""
+    main_pid = None
+    try:
+        main_pid = json.loads((root / "ray.state.json").read_text())["pid"]
+    except (OSError, ValueError, KeyError):
+        main_pid = None
+    own = set()
+    for pid in every:
+        try:
+            in_unit = f"/{unit_name}" in Path(f"/proc/{pid}/cgroup").read_text()
+            in_session = main_pid is not None and os.getsid(pid) == main_pid
+        except OSError:
+            continue
+        if in_unit or in_session:
+            own.add(pid)
+    return own
+
+
+def _busy(ports: Mapping[str, int], own: set[int]) -> list[ray_ports.BusyPort]:
+    return [port for port in ray_ports.listeners(ports) if port.pid not in own]
+
+
+def _token_digest(path: Path) -> str | None:
+    """Names the token without telling it: 64 random hex digits cannot be guessed from their hash."""
+    try:
+        return hashlib.sha256(path.read_bytes().strip()).hexdigest()
+    except OSError:
+        return None
+
+
+def _runs() -> list[str]:
+    """The runs that hold slots of this node."""
+    named = os.environ.get("RAYTOOLS_LOCK_DIR")
+    if not Path(named or "/run/lock/raytools").is_dir():  # asking must not make it
+        return []
+    return [holder.describe() for holder in locks.holders()]
+
+
+def _storage(path: str | None) -> dict[str, Any] | None:
+    if path is None:
+        return None
+    exists = os.path.isdir(path)
+    return {
+        "path": path,
+        "directory": exists,
+        "mounted": os.path.ismount(path),
+        "results_owner": _owner(Path(path, "results")),
+    }
+
+
+def main(argv: list[str]) -> int:
+    """`python -m raytools.node probe`: request on standard input, state on standard output, as JSON."""
+    if argv:
+        print("probe: takes its request on standard input and no arguments", file=sys.stderr)
+        return 2
+    try:
+        json.dump(probe(json.load(sys.stdin)), sys.stdout)
+    except RaytoolsError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -1,0 +1,112 @@
+"""Is a directory shared? Each node writes a file, each reads all: `python -m raytools.node storage …`.
+
+Compares content and owner: on shared storage a file belongs to a number, and where nodes give the same
+account different numbers, one cannot write what the other has made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from raytools.errors import RaytoolsError
+
+_DIRECTORY = "results/.raytools-shared"
+_PATIENCE_S = 10.0  # NFS clients remember for a few seconds that a file was not there
+
+
+def write(path: Path, name: str) -> None:
+    """Leaves this node's file.
+
+    Raises:
+        RaytoolsError: this user cannot write there.
+    """
+    directory = path / _DIRECTORY
+    try:
+        directory.mkdir(exist_ok=True)
+        with open(directory / name, "w") as file:
+            file.write(f"{name} {os.getuid()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RaytoolsError(
+            f"user {_user()} cannot write to {directory} ({error.strerror})",
+            expected="shared storage that the user who runs Ray may write on every node",
+            fix="Compare uids and export options (root_squash, ro); docs/provisioning.md, storage",
+        ) from error
+
+
+def read(path: Path, names: list[str]) -> None:
+    """Reads every node's file.
+
+    Raises:
+        RaytoolsError: a file is not there, or belongs to another number than our own.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    missing = list(names)
+    while missing and time.monotonic() < deadline:
+        missing = [name for name in names if not _written(path, name)]
+        if missing:
+            time.sleep(0.2)
+    if missing:
+        raise RaytoolsError(
+            f"what {', '.join(missing)} wrote below {path} is not there",
+            expected="one directory that all nodes share",
+            fix="Mount the same export on each, or use storage: {type: local}",
+        )
+    for name in names:
+        owner = (path / _DIRECTORY / name).stat().st_uid
+        if owner != os.getuid():
+            raise RaytoolsError(
+                f"what {name} wrote below {path} belongs to uid {owner}, "
+                f"this node's {_user()} is uid {os.getuid()}",
+                expected="one uid on all nodes",
+                fix="Give the account one uid (usermod -u), or switch off the export's squashing of users",
+            )
+
+
+def clean(path: Path, name: str) -> None:
+    """Removes this node's file, and the directory with the last one."""
+    directory = path / _DIRECTORY
+    (directory / name).unlink(missing_ok=True)
+    try:
+        directory.rmdir()
+    except OSError:
+        return  # the others' files are still in it, or another node was faster
+
+
+def _written(path: Path, name: str) -> bool:
+    try:
+        return (path / _DIRECTORY / name).read_text().startswith(f"{name} ")
+    except OSError:
+        return False
+
+
+def _user() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return f"uid {os.getuid()}"
+
+
+def main(argv: list[str]) -> int:
+    """`write|clean|read --path DIR --name NODE …`; 1 with the reason on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m raytools.node storage", description=__doc__)
+    parser.add_argument("command", choices=["write", "read", "clean"])
+    parser.add_argument("--path", required=True, type=Path)
+    parser.add_argument("--name", action="append", required=True, dest="names")
+    options = parser.parse_args(argv)
+    try:
+        if options.command == "read":
+            read(options.path, options.names)
+        else:
+            (write if options.command == "write" else clean)(options.path, options.names[0])
+    except RaytoolsError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -1,0 +1,222 @@
+"""What forbids to provision a host, and what people should know before it is done. Pure.
+
+All hosts are judged before the first change to any: a run that stops half-way over the third of ten hosts
+leaves more to think about than one that has not begun.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from raytools.config import ClusterConfig, LocalStorage
+from raytools.inventory import Host
+from raytools.plan import NodePlan
+from raytools.units import format_size
+
+ROOM_BYTES = 4 * 2**30
+"""An environment with AutoGluon unpacked, its archive, and a little for logs."""
+TEMP_ROOM_BYTES = 512 * 2**20
+INODES = 60_000  # one environment has about 30,000 files, and two are there during an upgrade
+CLOCK_SKEW_S = 30.0
+SMALLEST_NOFILE = 8192
+SYSTEM_UIDS = 1000
+
+State = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What was found about one host: sentences, each with what to do."""
+
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def judge(
+    hosts: Sequence[Host],
+    configs: Mapping[str, ClusterConfig],
+    plans: Mapping[str, NodePlan],
+    states: Mapping[str, State],
+) -> dict[str, Judged]:
+    """Judges every host that has answered.
+
+    Args:
+        hosts: of the inventory, the head first.
+        configs: what is declared for each.
+        plans: as far as they could be made.
+        states: `raytools.state/1` of each host that has answered.
+    """
+    now_s = time.time()
+    found = {}
+    for host in hosts:
+        if host.name not in states:
+            continue
+        state, plan, config = states[host.name], plans.get(host.name), configs[host.name]
+        problems = [
+            *_system(state, states, hosts),
+            *_root(host, state),
+            *_room(host, state, plan),
+            *_clock(state, now_s),
+            *_ports(state),
+            *_address(state, plan),
+            *_twins(host, hosts, states),
+            *_account(host, hosts, states, config),
+        ]
+        notes = [*_limits(host, state), *_rights(host, state), *_other_rays(state), *_name(state)]
+        found[host.name] = Judged(tuple(problems), tuple(notes))
+    return found
+
+
+# ------------------------------------------------------------------------------------------ the machine
+
+
+def _system(state: State, states: Mapping[str, State], hosts: Sequence[Host]) -> Iterator[str]:
+    arch = state["facts"]["host"]["arch"]
+    first = next(host.name for host in hosts if host.name in states)
+    expected = states[first]["facts"]["host"]["arch"]
+    if arch != expected:
+        yield f"its architecture is {arch}, that of {first} is {expected}; one environment serves only one"
+
+
+def _root(host: Host, state: State) -> Iterator[str]:
+    owner, user = state["root_owner"], state["facts"]["user"]
+    if owner is not None and user["uid"] != 0 and owner != user["name"]:
+        yield (
+            f"{host.root} belongs to {owner}, and this connection is {user['name']}. "
+            "Become root (ansible_become: true) or choose another raytools_root"
+        )
+
+
+def _room(host: Host, state: State, plan: NodePlan | None) -> Iterator[str]:
+    disk = state["facts"]["disk"]
+    environment = plan.environment if plan else None
+    installed = environment is not None and environment.id in state["environments"]
+    needed = TEMP_ROOM_BYTES if installed or (environment and environment.prefix) else ROOM_BYTES
+    free = disk["root"]["available_bytes"]
+    if free is not None and free < needed:
+        yield (
+            f"the disk of {host.root} has {format_size(free)} free, expected at least {format_size(needed)}. "
+            "Make room (raytools env prune removes old environments), or set raytools_root to a larger disk"
+        )
+    inodes = disk["root"]["inodes_available"]
+    if inodes is not None and not installed and inodes < INODES:
+        yield f"the disk of {host.root} has {inodes} inodes free, expected at least {INODES}. Remove files"
+    temporary = disk["tmp"]["available_bytes"]
+    if temporary is not None and temporary < TEMP_ROOM_BYTES:
+        yield (
+            f"/tmp has {format_size(temporary)} free, expected at least {format_size(TEMP_ROOM_BYTES)} "
+            "for Ray's logs and spilled objects. Make room there"
+        )
+
+
+def _clock(state: State, now_s: float) -> Iterator[str]:
+    skew_s = state["clock_s"] - now_s
+    if abs(skew_s) > CLOCK_SKEW_S:
+        way = "ahead of" if skew_s > 0 else "behind"
+        yield (
+            f"its clock is {abs(skew_s):.0f} s {way} the controller's, expected less than "
+            f"{CLOCK_SKEW_S:.0f} s. Let it keep time: sudo timedatectl set-ntp true"
+        )
+
+
+def _ports(state: State) -> Iterator[str]:
+    for port in state["busy_ports"]:
+        yield f"{port}. End it, or set another port in cluster.yaml under ray.ports"
+
+
+def _address(state: State, plan: NodePlan | None) -> Iterator[str]:
+    addresses = state["facts"]["network"]["addresses"]
+    if plan is None or not addresses or plan.address in addresses:
+        return
+    if plan.address.replace(".", "").isdigit() or ":" in plan.address:
+        yield (
+            f"the other nodes shall reach it at {plan.address}, which is none of its addresses "
+            f"({', '.join(a for a in addresses if not a.startswith('127.'))}). "
+            "Set raytools_address in the inventory"
+        )
+
+
+def _twins(host: Host, hosts: Sequence[Host], states: Mapping[str, State]) -> Iterator[str]:
+    """Two names for one machine would promise its CPUs twice."""
+    mine = _machine(states[host.name])
+    for other in hosts:
+        if other.name == host.name:
+            return
+        if other.name in states and mine == _machine(states[other.name]):
+            yield f"it is the same machine as {other.name}. Name each machine once"
+        elif other.name in states and _hostname(states[host.name]) == _hostname(states[other.name]):
+            yield (
+                f"its host name {_hostname(states[host.name])} is also that of {other.name}; records "
+                "name the host. Give it its own: sudo hostnamectl set-hostname NAME"
+            )
+
+
+def _machine(state: State) -> tuple[str, str, str]:
+    host = state["facts"]["host"]
+    return host["machine_id"], host["boot_id"], host["hostname"]
+
+
+def _hostname(state: State) -> str:
+    return str(state["facts"]["host"]["hostname"])
+
+
+def _account(
+    host: Host, hosts: Sequence[Host], states: Mapping[str, State], config: ClusterConfig
+) -> Iterator[str]:
+    """On shared storage a file belongs to a number, not to a name."""
+    mine = states[host.name]["account"]
+    if mine is None or isinstance(config.storage, LocalStorage):
+        return
+    for other in hosts:
+        theirs = states.get(other.name, {}).get("account")
+        if other.name == host.name or theirs is None:
+            continue
+        if theirs[0] != mine[0]:
+            yield (
+                f"user {host.service_user} has uid {mine[0]}, on {other.name} uid {theirs[0]}; shared "
+                "storage needs one. Change it (sudo usermod -u UID), or name another account: raytools_user"
+            )
+        return
+
+
+# ------------------------------------------------------------------------------------------------ notes
+
+
+def _limits(host: Host, state: State) -> Iterator[str]:
+    controllers = {"cpuset", "memory"} - set(state["facts"]["cgroup"]["controllers"])
+    if state["facts"]["cgroup"]["mode"] in ("none", None):
+        yield "it has no cgroups: runs are refused unless they say --enforce best-effort"
+    elif controllers and state["facts"]["cgroup"]["mode"] == "v1":
+        yield f"its cgroups lack {', '.join(sorted(controllers))}: runs are refused there"
+    nofile = state["facts"]["limits"]["nofile_hard"]
+    if not state["systemd"] and nofile is not None and nofile < SMALLEST_NOFILE:
+        yield f"{nofile} open files are allowed, Ray wants {SMALLEST_NOFILE} (/etc/security/limits.conf)"
+    del host
+
+
+def _rights(host: Host, state: State) -> Iterator[str]:
+    if state["systemd"] or host.connection == "local":
+        return
+    if not state["privileged"]:
+        user = state["facts"]["user"]["name"]
+        yield (
+            f"connected as {user}, not root: no service user, no unit (Ray does not come back after a "
+            f"reboot), no kernel settings; runs have limits only after: sudo raytools grant --user {user}"
+        )
+    else:
+        yield "systemd is not PID 1: Ray is a process, and does not come back after a reboot"
+
+
+def _other_rays(state: State) -> Iterator[str]:
+    for ray in state["other_rays"]:
+        yield f"there is {ray}. It shares CPUs and memory with this cluster; end it if nobody needs it"
+
+
+def _name(state: State) -> Iterator[str]:
+    resolved = state["facts"]["network"]["hostname_resolves_to"] or []
+    if resolved and all(address.startswith("127.") for address in resolved):
+        name = state["facts"]["host"]["hostname"]
+        yield f"its own name {name} resolves to {resolved[0]}; Ray is told its address and does not mind"

@@ -1,0 +1,1 @@
+"""Tests on several hosts, and the labs that provide them."""

@@ -1,0 +1,97 @@
+"""What a lab is for Ansible, raytools and ssh: the texts of its files. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.lab.containers.hosts import HostSpec
+
+INVENTORY_HEADER = "# Written by `make lab-up` for the lab"
+
+
+def inventory_text(lab: str, hosts: Sequence[HostSpec], addresses: Mapping[str, str], key: Path) -> str:
+    """The inventory: the first host is the head; what all hosts share is said once."""
+    each = {host.name: _variables(host, addresses[host.name]) for host in hosts}
+    common = {
+        name: value
+        for name, value in each[hosts[0].name].items()
+        if name != "ansible_host" and all(variables.get(name) == value for variables in each.values())
+    }
+    common = {**common, "ansible_ssh_private_key_file": str(key)}
+    root = _root_without_root(hosts)
+    if root:
+        common["raytools_root"] = root
+    lines = [f"{INVENTORY_HEADER} {lab}; `make lab-down LAB={lab}` removes it.", "all:", "  vars:"]
+    lines += [f"    {name}: {_scalar(value)}" for name, value in common.items()]
+    for group, members in (("head", hosts[:1]), ("workers", hosts[1:])):
+        lines.append(f"{group}:")
+        lines.append("  hosts:" if members else "  hosts: {}")
+        for host in members:
+            own = {name: value for name, value in each[host.name].items() if name not in common}
+            inside = ", ".join(f"{name}: {_scalar(value)}" for name, value in own.items())
+            lines.append(f"    {host.name}: {{{inside}}}")
+    return "\n".join(lines) + "\n"
+
+
+def _variables(host: HostSpec, address: str) -> dict[str, Any]:
+    variables: dict[str, Any] = {"ansible_host": address, "ansible_user": host.user}
+    if host.port != 22:
+        variables["ansible_port"] = host.port
+    variables["ansible_become"] = host.becomes_root
+    return {**variables, **host.variables}
+
+
+def _root_without_root(hosts: Sequence[HostSpec]) -> str | None:
+    """Where raytools lives if a host has a plain user only: the path is the same on every host."""
+    plain = sorted({host.user for host in hosts if not host.becomes_root})
+    if not plain or any("raytools_root" in host.variables for host in hosts):
+        return None
+    return "/root/raytools" if plain[0] == "root" else f"/home/{plain[0]}/raytools"
+
+
+def _scalar(value: Any) -> str:
+    if (
+        isinstance(value, str)
+        and value
+        and value.replace("/", "").replace("_", "").replace("-", "").isalpha()
+    ):
+        return value if value not in ("yes", "no", "true", "false", "on", "off", "null") else f'"{value}"'
+    if isinstance(value, str) and value.count(".") == 3 and value.replace(".", "").isdigit():
+        return value
+    return json.dumps(value)  # JSON is YAML
+
+
+def cluster_text(lab: str) -> str:
+    """The lab's cluster.yaml: small hosts that share a directory."""
+    return (
+        f"# Written by `make lab-up`: the lab's cluster.yaml. What is not said here has the default.\n"
+        f"cluster: {lab}\n"
+        f"storage: {{type: existing, path: /shared}}\n"
+        f"nodes:\n"
+        f"  system_reserved: {{memory: 1GiB}}   # the hosts are small\n"
+    )
+
+
+def hosts_text(name: str, addresses: Mapping[str, str]) -> str:
+    """One host's /etc/hosts: all hosts of the lab, itself included."""
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
+    lines += [f"{address} {other}" for other, address in addresses.items()]
+    return f"# the hosts of the lab; this is {name}\n" + "\n".join(lines) + "\n"
+
+
+def ssh_config_text(
+    hosts: Sequence[HostSpec], addresses: Mapping[str, str], key: Path, known_hosts: Path
+) -> str:
+    """For `ssh -F`: log in by name, as the user of the inventory."""
+    blocks = ["# Written by `make lab-up`."]
+    for host in hosts:
+        lines = [f"Host {host.name}", f"    HostName {addresses[host.name]}", f"    User {host.user}"]
+        lines += [f"    Port {host.port}"] if host.port != 22 else []
+        blocks.append("\n".join(lines))
+    common = [f'IdentityFile "{key}"', "IdentitiesOnly yes", "BatchMode yes", "ConnectTimeout 10"]
+    common += ["StrictHostKeyChecking yes", f'UserKnownHostsFile "{known_hosts}"']
+    blocks.append("\n    ".join(["Host *", *common]))
+    return "\n\n".join(blocks) + "\n"
