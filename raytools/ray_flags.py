@@ -94,6 +94,9 @@ def environment_of_ray(
         THRESHOLD: threshold,
         # an out-of-memory kill is a result, not a reason to start again (Ray's default: for ever)
         "RAY_task_oom_retries": "0",
+        # Ray's default keeps 5 x 512 MiB of each of its many log files
+        "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),
+        "RAY_ROTATION_BACKUP_COUNT": "2",
         # Ray's default of 15 would be inherited by runs, and a plain user cannot raise it again
         "RAY_worker_niceness": "0",
         "DASHBOARD_METRIC_PORT": str(ports["dashboard_metrics"]),

@@ -15,6 +15,8 @@ COMMANDS = {
     "stamp": "raytools.node.stamp",
     "grant": "raytools.node.grant",
     "storage": "raytools.node.storage",
+    "drain": "raytools.node.drain",
+    "jobs": "raytools.node.jobs",
     "members": "raytools.node.members",
     "ray-view": "raytools.node.ray_view",
     "ray": "raytools.node.ray_service",

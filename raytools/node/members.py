@@ -30,8 +30,10 @@ def wait(node: Mapping[str, Any], expected: Mapping[str, str], timeout_s: float)
         RaytoolsError: naming the nodes that did not join.
     """
     deadline = time.monotonic() + timeout_s
+    client = ray_view.connect(node)
     while True:
-        alive = {one["address"] for one in ray_view.view(node)["nodes"] if one["state"] == "ALIVE"}
+        with ray_view.answering(node["ray"]["gcs_address"]):
+            alive = {one["address"] for one in ray_view.nodes_of(client) if one["state"] == "ALIVE"}
         missing = {name: address for name, address in expected.items() if address not in alive}
         if not missing:
             return

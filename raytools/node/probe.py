@@ -19,6 +19,7 @@ from typing import Any
 
 from raytools.errors import RaytoolsError
 from raytools.node import environment, facts, inspect_processes, locks, ray_ports, stamp, toolkit
+from raytools.node.manifest import read_environment
 from raytools.node.ray_temp_dir import temp_dir_of
 
 SCHEMA = "raytools.state/1"
@@ -42,6 +43,8 @@ def probe(request: Mapping[str, Any]) -> dict[str, Any]:
     unit_name = f"raytools-ray-{request['cluster']}.service"
     every = inspect_processes.processes()
     own = _own_pids(root, unit_name, every)
+    # a raylet that was drained ends, and `ray start --block` stays without it
+    raylet = next((pid for pid in own if every[pid].name == "raylet"), None)
     return {
         "schema": SCHEMA,
         "facts": found,
@@ -54,9 +57,14 @@ def probe(request: Mapping[str, Any]) -> dict[str, Any]:
         "toolkit": {"installed": toolkit.installed_digest(root), "zips": _zips(root)},
         "stamps": stamp.read_all(root),
         "account": stamp.observe(f"user:{request['user']}") if request.get("user") else None,
-        "environments": [one["id"] for one in environment.list_environments(root) if one["complete"]],
+        "environments": {
+            one["id"]: _versions(Path(one["prefix"]))
+            for one in environment.list_environments(root)
+            if one["complete"]
+        },
         "current": _link(root / "envs" / "current"),
         "unit": _unit(unit_name) if privileged else None,
+        "raylet_pid": raylet,
         "token_sha256": _token_digest(root / "token"),
         "busy_ports": [str(port) for port in _busy(request["ports"], own)],
         "other_rays": [str(ray) for ray in ray_ports.foreign_rays(temp_dir_of(root), every)],
@@ -86,6 +94,16 @@ def _link(path: Path) -> str | None:
         return os.readlink(path)
     except OSError:
         return None
+
+
+def _versions(prefix: Path) -> dict[str, str | None]:
+    """Ray and Python of an environment, by the names of what is installed: nothing is started for it."""
+    notes = read_environment(prefix) or {}
+    ray = next(prefix.glob("lib/python3*/site-packages/ray-*.dist-info"), None)
+    return {
+        "python": notes.get("python"),
+        "ray": ray.name.removeprefix("ray-").removesuffix(".dist-info") if ray else None,
+    }
 
 
 def _unit(name: str) -> dict[str, Any] | None:

@@ -6,10 +6,12 @@ Importing Ray takes most of the time, so only the GCS client is imported.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import socket
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,37 @@ from raytools.node.facts import read_node_json
 SCHEMA = "raytools.ray-view/1"
 _PROVISION = "Make it: ansible-playbook playbooks/cluster.yml"
 _CONNECT_WAIT_S = 3.0
-_ANSWER_WAIT_S = 10
+ANSWER_WAIT_S = 10
 # rpc::GcsNodeInfo.GcsNodeState in Ray's gcs.proto
 _STATES = {0: "ALIVE", 1: "DEAD"}
 
 
-def view(node: dict[str, Any]) -> dict[str, Any]:
+def view(node: Mapping[str, Any]) -> dict[str, Any]:
     """Nodes of the cluster as the GCS sees them, the dead ones of this session included.
+
+    Args:
+        node: the plan of this node.
+
+    Raises:
+        RaytoolsError: nothing listens at the GCS's address, or it does not let us in.
+    """
+    address = node["ray"]["gcs_address"]
+    client = connect(node)
+    with answering(address):
+        nodes = nodes_of(client)
+        metadata = client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=ANSWER_WAIT_S)
+    return {
+        "schema": SCHEMA,
+        "gcs_address": address,
+        "versions": {
+            name: json.loads(metadata or b"{}").get(f"{name}_version") for name in ("ray", "python")
+        },
+        "nodes": nodes,
+    }
+
+
+def connect(node: Mapping[str, Any]) -> Any:
+    """A client of the cluster's GCS; it is no driver and no job.
 
     Args:
         node: the plan of this node.
@@ -40,27 +66,36 @@ def view(node: dict[str, Any]) -> dict[str, Any]:
     if node["ray"]["auth"] == "token":
         _require_token(node["ray"]["token_path"])
         os.environ["RAY_AUTH_TOKEN_PATH"] = node["ray"]["token_path"]
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(_ANSWER_WAIT_S))
-    from ray._raylet import GcsClient, RayError
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(ANSWER_WAIT_S))
+    from ray._raylet import GcsClient
+
+    with answering(address):
+        return GcsClient(address=address)
+
+
+@contextlib.contextmanager
+def answering(address: str) -> Iterator[None]:
+    """Turns what Ray raises when its GCS does not answer into a sentence.
+
+    Raises:
+        RaytoolsError: it did not answer.
+    """
+    from ray._raylet import RayError
 
     try:
-        client = GcsClient(address=address)
-        nodes = client.get_all_node_info(timeout=_ANSWER_WAIT_S)
-        metadata = client.internal_kv_get(b"CLUSTER_METADATA", b"cluster", timeout=_ANSWER_WAIT_S)
+        yield
     except RayError as error:
         raise RaytoolsError(
             f"the GCS at {address} did not answer ({str(error).splitlines()[0][:200]})",
             expected="a Ray that takes this cluster's token",
             fix="See logs/ray.log below the root on the head",
         ) from error
-    return {
-        "schema": SCHEMA,
-        "gcs_address": address,
-        "versions": {
-            name: json.loads(metadata or b"{}").get(f"{name}_version") for name in ("ray", "python")
-        },
-        "nodes": sorted((_node(info) for info in nodes.values()), key=lambda one: str(one["address"])),
-    }
+
+
+def nodes_of(client: Any) -> list[dict[str, Any]]:
+    """All nodes of this session, living and dead, by address."""
+    nodes = client.get_all_node_info(timeout=ANSWER_WAIT_S)
+    return sorted((_node(info) for info in nodes.values()), key=lambda one: str(one["address"]))
 
 
 def _require_token(path: str) -> None:

@@ -104,6 +104,7 @@ def owners_and_modes(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
 
 
 def _ray_user(node: NodeReport) -> str:
-    """Who Ray runs as; the owner of the root where it does not run."""
+    """Who Ray runs as: its account by the plan, else by its raylet, else the owner of the root."""
+    planned = ((node.inspection or {}).get("node") or {}).get("user")
     ours = ((node.inspection or {}).get("rays") or {}).get("ours") or []
-    return str(ours[0]["user"] if ours else node.need("paths")["root"]["user"])
+    return str(planned or (ours[0]["user"] if ours else node.need("paths")["root"]["user"]))

@@ -100,8 +100,10 @@ class Lab:
             raise LabError(f"{self.inventory} is not a lab's inventory", fix="Take another name: LAB=…")
         with self._locked():
             self._require_ours()
+            with keys.locked(self.state_dir.with_name(".image.lock"), "The image"):  # two labs, one build
+                tag = image.ensure(self.report)
             started = time.monotonic()
-            self._reconcile(specs, image.ensure(self.report))
+            self._reconcile(specs, tag)
             self.report(f"lab {self.name}: {_count(len(specs))} up after {time.monotonic() - started:.1f} s")
 
     def add_host(self, spec: HostSpec | None = None) -> HostSpec:

@@ -111,11 +111,13 @@ def has_subnet(name: str, subnet: Subnet) -> bool:
 
 
 def remove(name: str, subnet: Subnet | None) -> None:
-    """Removes the network if it is there, and the guard of its subnet."""
-    if _inspect(name) is not None:
+    """Removes the network if it is there, and the guard of its subnet; None: of the subnet podman names."""
+    found = _inspect(name)
+    if found is not None:
         podman("network", "rm", "--force", name)
-    if subnet is not None:
-        run(["ip", "route", "delete", *_guard(subnet)], check=False)  # there is none after a reboot
+    named = [Subnet(each["subnet"]) for each in (found or {}).get("subnets") or []]
+    for guarded in named if subnet is None else [subnet]:
+        run(["ip", "route", "delete", *_guard(guarded)], check=False)  # there is none after a reboot
 
 
 def _guard(subnet: Subnet) -> list[str]:

@@ -1,0 +1,250 @@
+"""A cluster in a lab, as a person at the controller has it: playbooks, commands, and looks at its hosts.
+
+The project is a directory of its own, `.raytools/lab-suite/`, with the lab, the inventory and cluster.yaml in it;
+playbooks and raytools are the checkout's. Caches and the built environment are the checkout's too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.lab.containers import HostSpec, Lab
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+BIN = CHECKOUT / ".venv" / "bin"
+ROOT = "/opt/raytools"
+HOSTS = ("n1", "n2", "n3")
+HEAD, *WORKERS = HOSTS
+
+# What is dear to make and the same for every lab: taken from the checkout, and left there.
+_SHARED_STATE = ("archives", "cache", "channel", "data", "toolkit")
+_RECAP = re.compile(
+    r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)\s+skipped=(\d+)", re.M
+)
+
+
+@dataclass(frozen=True)
+class Recap:
+    """One host's line at the end of a playbook."""
+
+    ok: int
+    changed: int
+    unreachable: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that has ended: what a person saw of it."""
+
+    exit_code: int
+    output: str
+    wall_s: float
+
+    @property
+    def said(self) -> str:
+        """The output on one line: where lines are wrapped does not count."""
+        return " ".join(self.output.split())
+
+    @property
+    def recap(self) -> dict[str, Recap]:
+        """By host, from PLAY RECAP."""
+        end = self.output.rpartition("PLAY RECAP")[2]
+        return {name: Recap(*map(int, numbers[:4])) for name, *numbers in _RECAP.findall(end)}
+
+    @property
+    def changed(self) -> dict[str, int]:
+        """By host, how many tasks changed something."""
+        return {name: recap.changed for name, recap in self.recap.items()}
+
+    def json(self) -> Any:
+        """The JSON that a command printed; what it said beside is on standard error."""
+        return json.loads(self.output)
+
+
+NOTHING = dict.fromkeys(HOSTS, 0)
+
+
+class Cluster:
+    """The suite's project and its lab."""
+
+    def __init__(self, name: str = "suite") -> None:
+        self.directory = CHECKOUT / ".raytools" / f"lab-{name}"
+        self.lab = Lab(name, checkout=self.directory)
+
+    # --- the project ---
+
+    def create(self, hosts: Sequence[HostSpec] | int = len(HOSTS)) -> None:
+        """The lab is up, its hosts are bare; the project knows nothing yet."""
+        self.remove()
+        (self.directory / "inventory").mkdir(parents=True)
+        state = self.directory / ".raytools"
+        for name in _SHARED_STATE:
+            (CHECKOUT / ".raytools" / name).mkdir(parents=True, exist_ok=True)
+            state.mkdir(exist_ok=True)
+            (state / name).symlink_to(CHECKOUT / ".raytools" / name)
+        self.lab.up(hosts)
+
+    def take_lock(self) -> bool:
+        """The checkout's lock of the default environment, if there is one, saves half a minute and a download."""
+        locks = self.directory / ".raytools" / "locks"
+        found = list((CHECKOUT / ".raytools" / "locks").glob("automl.lock.yaml"))
+        for path in found:
+            locks.mkdir(exist_ok=True)
+            shutil.copy2(path, locks)
+        return bool(found)
+
+    def remove(self) -> None:
+        """Nothing is left of lab and project."""
+        self.lab.down()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # --- commands of the controller ---
+
+    def play(self, playbook: str, *options: str, inventory: Path | None = None, wait_s: float = 600) -> Done:
+        """`ansible-playbook playbooks/<playbook>.yml`, as docs/lab.md has it."""
+        return _run(self.play_command(playbook, *options, inventory=inventory), self, wait_s)
+
+    def play_command(self, playbook: str, *options: str, inventory: Path | None = None) -> list[str]:
+        return [
+            str(BIN / "ansible-playbook"), str(CHECKOUT / "playbooks" / f"{playbook}.yml"),
+            "-i", str(inventory or self.lab.inventory), "-e", f"raytools_config={self.lab.cluster_yaml}",
+            *options,
+        ]  # fmt: skip
+
+    def raytools(self, *arguments: str, inventory: Path | None = None, wait_s: float = 300) -> Done:
+        """A `raytools` command for this project; of what it printed, only standard output if that is JSON."""
+        command = [str(BIN / "raytools"), *arguments, "-i", str(inventory or self.lab.inventory)]
+        command += ["-c", str(self.lab.cluster_yaml)]
+        return _run(command, self, wait_s, apart="--json" in arguments)
+
+    @contextlib.contextmanager
+    def playing(self, playbook: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+        """A playbook that runs while the block does; in a session of its own, killed at the end."""
+        with (self.directory / "playing.log").open("w") as log:
+            process = subprocess.Popen(
+                self.play_command(playbook, *options),
+                cwd=self.directory, env=self.environment(), text=True, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+            try:
+                yield process
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "RAYTOOLS_CHANNELS": "local",
+            "COLUMNS": "200",
+        }
+
+    @contextlib.contextmanager
+    def changed_file(self, path: Path, change: Callable[[str], str]) -> Iterator[None]:
+        """A file of the project reads otherwise while the block runs."""
+        before = path.read_text()
+        path.write_text(change(before))
+        try:
+            yield
+        finally:
+            path.write_text(before)
+
+    # --- looks at a host, as root and past ssh ---
+
+    def sh(self, host: str, script: str, *, check: bool = True) -> str:
+        """Standard output of a shell script."""
+        return self.lab.exec(host, ["sh", "-c", script], check=check).stdout.strip()
+
+    def unit(self, host: str) -> dict[str, str]:
+        """What systemd says of Ray's unit."""
+        shown = self.sh(host, f"systemctl show {self.unit_name}")
+        return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+
+    @property
+    def unit_name(self) -> str:
+        return f"raytools-ray-{self.lab.name}.service"
+
+    def raylet(self, host: str) -> int | None:
+        """The pid of our raylet there."""
+        found = self.sh(
+            host,
+            f"for p in $(cat /proc/[0-9]*/stat | sed -n 's/^\\([0-9]*\\) (raylet).*/\\1/p'); do "
+            f"grep -q /{self.unit_name} /proc/$p/cgroup && echo $p; done; true",
+        ).split()
+        assert len(found) <= 1, found
+        return int(found[0]) if found else None
+
+    def raylets(self) -> dict[str, int | None]:
+        return {host: self.raylet(host) for host in HOSTS}
+
+    def alive(self) -> set[str]:
+        """Addresses of the nodes that Ray's head reports alive; none if it does not answer."""
+        code = (
+            "import json,os,sys;from raytools.node import ray_view;"
+            f"n=json.load(open('{ROOT}/node.json'));"
+            "print(*[x['address'] for x in ray_view.view(n)['nodes'] if x['state']=='ALIVE'])"
+        )
+        script = (
+            f'PYTHONPATH=$({ROOT}/envs/current/bin/python -c "import json;'
+            f"print(json.load(open('{ROOT}/node.json'))['toolkit'])\") "
+            f'{ROOT}/envs/current/bin/python -c "{code}" 2>/dev/null'
+        )
+        return set(self.sh(HEAD, script, check=False).split())
+
+    def await_healthy(self, limit_s: float) -> float:
+        """Waits until Ray reports every host alive; returns how long that took, in seconds."""
+        wanted = set(self.lab.addresses.values())
+        return until(lambda: self.alive() == wanted, limit_s, f"all of {sorted(wanted)} alive")
+
+    def processes_named(self, host: str, name: str) -> list[int]:
+        found = self.sh(host, f"cat /proc/[0-9]*/stat | sed -n 's/^\\([0-9]*\\) ({name}).*/\\1/p'", check=False)
+        return [int(pid) for pid in found.split()]
+
+    def snapshot(self, host: str) -> str:
+        """Files, accounts and units of a host, without what changes by itself."""
+        return self.sh(
+            host,
+            "find / -xdev \\( -path /proc -o -path /sys -o -path /run -o -path /tmp -o -path /var/log -o "
+            "-path /var/lib/systemd -o -path /var/cache -o -path '*/.ansible' \\) -prune -o "
+            "-type f -printf '%p %s %m %U\\n' -o -type l -printf '%p %l\\n' -o -type d -printf '%p %m %U\\n' "
+            "| sort; cat /etc/passwd /etc/group; ls /tmp",
+        )
+
+
+def _run(command: Sequence[str], cluster: Cluster, wait_s: float, *, apart: bool = False) -> Done:
+    began = time.monotonic()
+    done = subprocess.run(
+        command, cwd=cluster.directory, env=cluster.environment(), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=wait_s, check=False,
+    )  # fmt: skip
+    output = done.stdout if apart and done.stdout.strip() else done.stdout + done.stderr
+    return Done(done.returncode, output, time.monotonic() - began)
+
+
+def until(holds: Callable[[], object], limit_s: float, what: str) -> float:
+    """Waits until something holds.
+
+    Returns:
+        How long it took, in seconds.
+    """
+    began = time.monotonic()
+    while not holds():
+        waited_s = time.monotonic() - began
+        assert waited_s < limit_s, f"after {waited_s:.0f} s not yet: {what}"
+        time.sleep(0.3)
+    return time.monotonic() - began

@@ -1,0 +1,100 @@
+"""One lab of three hosts for all modules: bare, checked, provisioned once, taken down at the end.
+
+The order of the modules is that of a cluster's life (their names: test_1_…, test_2_…). Each test leaves the
+cluster healthy; where it cannot, `healed` lets the next one begin with a run of the playbook.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.cluster import CHECKOUT, HOSTS, Cluster, Done
+
+REUSE = os.environ.get("RAYTOOLS_LAB_REUSE") == "1"
+"""For whoever writes tests: take the suite's lab as an earlier run has left it, and leave it running."""
+LOGS = CHECKOUT / ".raytools" / "logs" / "lab-suite"
+
+
+@pytest.fixture(scope="session")
+def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Three hosts on which nothing of raytools is."""
+    cluster = Cluster()
+    failed_before = request.session.testsfailed
+    try:
+        if not (REUSE and cluster.lab.addresses):
+            cluster.create()
+        yield cluster
+    finally:
+        if request.session.testsfailed > failed_before:
+            keep_logs(cluster)
+        if not REUSE:
+            cluster.remove()
+
+
+class FirstRun:
+    """What was seen while the cluster came into being."""
+
+    def __init__(self, unlocked: Done, checked: Done, same: bool, played: Done) -> None:
+        self.unlocked, self.checked, self.same, self.played = unlocked, checked, same, played
+
+
+@pytest.fixture(scope="session")
+def first(bare: Cluster) -> FirstRun:
+    """Check mode from nothing, then the first real run. Its outcome is the tests' subject, not asserted here."""
+    if REUSE and bare.raylet(HOSTS[0]):
+        pytest.skip("a lab that is used again had its first run before")
+    before = {host: bare.snapshot(host) for host in HOSTS}
+    unlocked = bare.play("cluster", "--check")
+    bare.take_lock()
+    checked = bare.play("cluster", "--check")
+    same = before == {host: bare.snapshot(host) for host in HOSTS}
+    played = bare.play("cluster", "-vvv", wait_s=900)
+    return FirstRun(unlocked, checked, same, played)
+
+
+@pytest.fixture(scope="session")
+def provisioned(bare: Cluster, request: pytest.FixtureRequest) -> Cluster:
+    """The cluster after its first run."""
+    if REUSE and bare.raylet(HOSTS[0]):
+        return bare
+    first: FirstRun = request.getfixturevalue("first")
+    if first.played.exit_code != 0:
+        pytest.fail(f"the first run failed:\n{first.played.output[-6000:]}")
+    return bare
+
+
+@pytest.fixture
+def cluster(provisioned: Cluster) -> Iterator[Cluster]:
+    """A healthy cluster, and healthy again for the next test even if this one failed."""
+    yield provisioned
+    if provisioned.alive() != set(provisioned.lab.addresses.values()):
+        for host in HOSTS:
+            if not provisioned.lab.is_running(host):
+                provisioned.lab.power_on(host)
+        healed = provisioned.play("cluster")
+        if healed.exit_code != 0:
+            pytest.exit(f"the cluster cannot be healed:\n{healed.output[-4000:]}", 1)
+
+
+def keep_logs(cluster: Cluster) -> None:
+    """Journals and Ray's logs of all hosts, before they go: .raytools/logs/lab-suite/<time>/."""
+    directory = LOGS / time.strftime("%Y%m%d-%H%M%S")
+    directory.mkdir(parents=True)
+    for host in cluster.lab.addresses:
+        for name, script in _LOGS.items():
+            text = cluster.sh(host, script, check=False) if cluster.lab.is_running(host) else "powered off"
+            Path(directory, f"{host}-{name}").write_text(text)
+    print(f"logs of the hosts: {directory}")
+
+
+_LOGS = {
+    "journal": "journalctl --no-pager --lines 1000",
+    "ray.log": "tail -c 200000 /opt/raytools/logs/ray.log",
+    "session.log": "cd /opt/raytools/ray/session_latest/logs && tail -n 60 raylet.* gcs_server.* monitor.* *agent.log",
+    "state": "systemctl --no-pager status 'raytools-*'; ps -eo pid,user,etimes,args; df; ls -la /opt/raytools",
+}

@@ -1,0 +1,238 @@
+"""From bare hosts to a checked cluster: what a host is afterwards, and that a second run finds nothing to do."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.lab.cluster import HEAD, HOSTS, NOTHING, ROOT, WORKERS, Cluster
+from tests.lab.conftest import FirstRun
+
+pytestmark = pytest.mark.timeout(900)
+
+PORTS = "6379 8265 10001 10101 10102 10103 10104 10105 10106 10107 10108"
+
+
+# --- check mode, and the first run ---
+
+
+def test_check_mode_of_a_cluster_that_was_never_locked_ends_without_a_failure(first: FirstRun) -> None:
+    assert first.unlocked.exit_code == 0, first.unlocked.output
+    assert "There is nothing more to check before the environment is locked" in first.unlocked.said
+
+
+def test_check_mode_says_what_would_change_and_changes_nothing(first: FirstRun) -> None:
+    assert first.checked.exit_code == 0, first.checked.output
+    assert set(first.checked.changed) == set(HOSTS)
+    assert all(first.checked.changed.values())
+    assert "Make the service account" in first.checked.output
+    assert first.same, "a file, account or directory on a host is not as it was before"
+
+
+def test_the_first_run_succeeds_on_every_host(first: FirstRun) -> None:
+    assert first.played.exit_code == 0, first.played.output[-6000:]
+    assert set(first.played.recap) == set(HOSTS)
+    assert all(recap.failed == recap.unreachable == 0 for recap in first.played.recap.values())
+    print(f"first run: {first.played.wall_s:.0f} s")
+
+
+# --- what a provisioned host is ---
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_service_account_has_no_log_in_no_password_and_no_sudo(cluster: Cluster, host: str) -> None:
+    entry = cluster.sh(host, "getent passwd ray").split(":")
+    assert entry[2] == entry[3] == "60990"
+    assert entry[6] == "/usr/sbin/nologin"
+    assert cluster.sh(host, "getent shadow ray").split(":")[1].startswith(("!", "*"))
+    assert cluster.sh(host, "id -nG ray") == "ray"
+    assert "not allowed" in cluster.sh(host, "sudo -n -l -U ray 2>&1", check=False)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_ray_is_an_enabled_unit_of_that_account_in_the_slice(cluster: Cluster, host: str) -> None:
+    unit = cluster.unit(host)
+    assert unit["ActiveState"] == "active"
+    assert unit["UnitFileState"] == "enabled"
+    assert unit["Slice"] == "raytools.slice"
+    assert unit["Delegate"] == "yes"
+    assert set(unit["DelegateControllers"].split()) == {"cpu", "cpuset", "memory", "pids"}
+    assert "/raytools.slice/" in cluster.sh(host, f"cat /proc/{unit['MainPID']}/cgroup")
+    raylet = cluster.raylet(host)
+    assert cluster.sh(host, f"ps -o user= -p {raylet}") == "ray"
+    assert cluster.sh(host, f"systemd-analyze verify {cluster.unit_name} 2>&1", check=False) == ""
+
+
+def test_the_token_is_one_and_the_owners_alone(cluster: Cluster) -> None:
+    seen = {cluster.sh(host, f"stat -c '%a %U' {ROOT}/token; sha256sum <{ROOT}/token") for host in HOSTS}
+    assert len(seen) == 1, seen
+    assert seen.pop().startswith("600 ray")
+
+
+def test_the_token_is_in_no_output_and_no_unit(cluster: Cluster, first: FirstRun) -> None:
+    token = cluster.sh(HEAD, f"cat {ROOT}/token")
+    assert re.fullmatch(r"[0-9a-fA-F]{64}", token)
+    assert token not in first.played.output  # it ran with -vvv
+    assert token not in cluster.play("ray", "-vvv").output
+    for host in HOSTS:
+        assert cluster.sh(host, f"grep -rls {token} /etc {ROOT}/node.json {ROOT}/logs {ROOT}/stamps", check=False) == ""
+        assert token not in cluster.sh(host, "ps -eo args e")
+
+
+def test_a_client_without_the_token_is_refused(cluster: Cluster) -> None:
+    def connect(settings: str) -> str:
+        gcs = f"{cluster.lab.addresses[HEAD]}:6379"
+        code = f"import ray; ray.init(address='{gcs}', logging_level='ERROR'); print('connected')"
+        python = f"{ROOT}/envs/current/bin/python"
+        return cluster.sh(
+            HEAD, f"cd /tmp && RAY_gcs_rpc_server_connect_timeout_s=3 {settings} "
+            f"timeout 60 setpriv --reuid=ray --regid=ray --init-groups -- {python} -c \"{code}\" 2>&1",
+            check=False,
+        )  # fmt: skip
+
+    assert "connected" in connect(f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={ROOT}/token")
+    refused = connect("RAY_AUTH_MODE=disabled")
+    assert "connected" not in refused.split()
+    assert refused
+
+
+def test_the_dashboard_listens_on_loopback_only(cluster: Cluster) -> None:
+    listening = cluster.sh(HEAD, "ss -Hltn 'sport = :8265' | awk '{print $4}'").split()
+    assert listening == ["127.0.0.1:8265"]
+    for host in WORKERS:
+        assert cluster.sh(host, "ss -Hltn 'sport = :8265'") == ""
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_ray_listens_on_the_ports_of_the_plan_and_on_no_others(cluster: Cluster, host: str) -> None:
+    pids = cluster.sh(host, f"cat $(find /sys/fs/cgroup/systemd -path '*{cluster.unit_name}*' -name cgroup.procs "
+                            f"2>/dev/null || find /sys/fs/cgroup -path '*{cluster.unit_name}*' -name cgroup.procs)").split()  # fmt: skip
+    lines = cluster.sh(host, "ss -Hltnp").splitlines()
+    ours = [line for line in lines if any(f"pid={pid}," in line for pid in pids)]
+    ports = {int(line.split()[3].rpartition(":")[2]) for line in ours if "127.0.0.1" not in line.split()[3]}
+    assert ports
+    unexpected = {port for port in ports if str(port) not in PORTS.split() and not 20000 <= port <= 20999}
+    assert not unexpected, [line for line in ours if any(f":{port} " in line for port in unexpected)]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_kernel_settings_are_in_force(cluster: Cluster, host: str) -> None:
+    assert cluster.sh(host, "cat /proc/sys/net/core/somaxconn") == "4096"
+    reserved = cluster.sh(host, "cat /proc/sys/net/ipv4/ip_local_reserved_ports")
+    assert "6379" in reserved
+    assert "20000-20999" in reserved
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_directories_belong_to_whom_they_should(cluster: Cluster, host: str) -> None:
+    paths = f"{ROOT} {ROOT}/envs {ROOT}/toolkit {ROOT}/node.json {ROOT}/home {ROOT}/logs /shared/results /shared/records"
+    found = dict(
+        line.rsplit(" ", 1)[::-1] for line in cluster.sh(host, f"stat -c '%U:%a %n' {paths}").splitlines()
+    )
+    assert found == {
+        ROOT: "root:755", f"{ROOT}/envs": "root:755", f"{ROOT}/toolkit": "root:755",
+        f"{ROOT}/node.json": "root:644", f"{ROOT}/home": "ray:700", f"{ROOT}/logs": "ray:755",
+        "/shared/results": "ray:755", "/shared/records": "ray:755",
+    }  # fmt: skip
+    temp_dir = cluster.sh(host, f"readlink {ROOT}/ray")
+    assert cluster.sh(host, f"stat -c '%U:%a' {temp_dir}/..") == "ray:700"
+    assert cluster.sh(host, "stat -c '%U:%a' /run/lock/raytools") == "root:1777"
+
+
+def test_the_environment_is_byte_for_byte_the_same_on_all_nodes(cluster: Cluster) -> None:
+    listed = cluster.raytools("env", "list", "--json")
+    assert listed.exit_code == 0, listed.output
+    found = listed.json()["environments"]
+    assert len(found) == 1
+    (environment,) = found.values()
+    assert sorted(environment["nodes"]) == sorted(HOSTS)
+    assert environment["equal"]
+    assert len(environment["content_digests"]) == 1
+    for host in HOSTS:
+        assert cluster.sh(host, f"find {ROOT}/envs -maxdepth 1 -name '.*.part-*'") == ""
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_logrotate_takes_its_configuration_and_rotates_rays_log(cluster: Cluster, host: str) -> None:
+    said = cluster.sh(host, "logrotate --debug /etc/logrotate.conf 2>&1")
+    assert "error" not in said.lower(), said
+    assert f"{ROOT}/logs/ray.log" in said
+
+
+# --- again ---
+
+
+def test_the_second_run_changes_nothing_and_the_raylets_run_on(cluster: Cluster) -> None:
+    before = cluster.raylets()
+    again = cluster.play("cluster")
+    assert again.exit_code == 0, again.output
+    assert again.changed == NOTHING, again.output
+    assert None not in before.values()
+    assert cluster.raylets() == before
+    print(f"second run: {again.wall_s:.1f} s")
+    assert again.wall_s < 60, "15 s alone on the machine; see benchmarks"
+
+
+def test_check_mode_of_a_finished_cluster_finds_nothing_to_change(cluster: Cluster) -> None:
+    checked = cluster.play("cluster", "--check")
+    assert checked.exit_code == 0, checked.output
+    assert checked.changed == NOTHING, checked.output
+
+
+def test_a_run_limited_to_one_host_leaves_the_others_out(cluster: Cluster) -> None:
+    before = cluster.raylets()
+    played = cluster.play("cluster", "--limit", "n3")
+    assert played.exit_code == 0, played.output
+    assert played.changed == {"n3": 0}, played.output
+    assert cluster.raylets() == before
+
+
+def test_a_run_of_one_tag_does_that_part(cluster: Cluster) -> None:
+    before = cluster.raylets()
+    played = cluster.play("cluster", "--tags", "ray")
+    assert played.exit_code == 0, played.output
+    assert played.changed == NOTHING
+    assert "PLAY [Ray]" in played.output
+    assert "storage :" not in played.output
+    assert cluster.raylets() == before
+
+
+def test_the_doctor_finds_nothing_worse_than_info(cluster: Cluster) -> None:
+    report = cluster.raytools("doctor", "--threshold", "warning", "--json")
+    findings = [one for one in report.json()["findings"] if one["severity"] != "info"]
+    assert not findings, json.dumps(findings, indent=1)
+    assert report.exit_code == 0
+
+
+# --- it works ---
+
+
+def test_what_one_node_writes_the_others_read_with_the_same_owner(cluster: Cluster) -> None:
+    as_ray = "setpriv --reuid=ray --regid=ray --init-groups --"
+    for writer in HOSTS:
+        cluster.sh(writer, f"{as_ray} sh -c 'echo from {writer} >/shared/results/of-{writer}'")
+    for reader in HOSTS:
+        for writer in HOSTS:
+            path = f"/shared/results/of-{writer}"
+            assert cluster.sh(reader, f"{as_ray} cat {path}; stat -c %u {path}") == f"from {writer}\n60990"
+    cluster.sh(HEAD, "rm /shared/results/of-*")
+
+
+def test_autogluon_runs_on_every_node_and_is_limited_on_each(cluster: Cluster) -> None:
+    smoke = cluster.raytools(
+        "smoke", "--workload", "autogluon", "--dataset", "breast_cancer", "--models", "GBM,RF",
+        "--set", "trees=20", "--time-limit", "60s", "--json", wait_s=400,
+    )  # fmt: skip
+    assert smoke.exit_code == 0, smoke.output
+    document = smoke.json()
+    assert document["verdict"] == "pass"
+    records = {run["record"]["host"]["name"]: run["record"] for run in document["runs"]}
+    assert sorted(records) == sorted(HOSTS)
+    for host, record in records.items():
+        assert record["outcome"] == "ok", record
+        assert record["enforced"]["cpu"], (host, record["enforced"])
+        assert record["enforced"]["memory"], (host, record["enforced"])
+        assert record["enforced"]["missing"] == [], (host, record["enforced"])
+        assert record["used"]["memory_peak_bytes"] <= record["limits"]["memory_bytes"]
