@@ -23,7 +23,7 @@ stop: ## end this cluster's Ray, and nothing else
 test: .python ## linters and all tests that this machine can run
 	@"$(PYTHON)" scripts/test.py
 
-lint: .python ## ruff, mypy, ansible-lint, yamllint
+lint: .python ## ruff, mypy, ansible-lint, yamllint, the roles' pages
 	@"$(PYTHON)" scripts/lint.py
 
 lab-deps: .lab-venv ## install what the lab of containers needs (podman and others; apt-get)
@@ -35,12 +35,14 @@ lab-up: .lab-venv ## several hosts in containers: N=3 LAB=lab HOST="n3:cpus=0,me
 lab-down: .lab-venv ## end them and remove all of that lab (LAB=lab)
 	@$(LAB_RUN) down --lab "$(LAB)"
 
+test-lab: .python ## the playbooks on three hosts in a lab of its own (15 minutes; once before: make lab-deps)
+	@"$(PYTHON)" scripts/test.py lab
+
 lab-clean: .lab-venv ## end all labs of this checkout; remove the cached image too
 	@$(LAB_RUN) clean
 
 vm-up: .not-yet ## (not in this version) start virtual machines
 vm-down: .not-yet ## (not in this version) end them
-test-lab: .not-yet ## (not in this version) tests on the hosts of the lab
 test-vm: .not-yet ## (not in this version) tests on virtual machines
 
 .PHONY: .python .lab-venv .not-yet

@@ -6,7 +6,7 @@ leaves more to think about than one that has not begun.
 
 from __future__ import annotations
 
-import time
+import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,6 @@ TEMP_ROOM_BYTES = 512 * 2**20
 INODES = 60_000  # one environment has about 30,000 files, and two are there during an upgrade
 CLOCK_SKEW_S = 30.0
 SMALLEST_NOFILE = 8192
-SYSTEM_UIDS = 1000
 
 State = Mapping[str, Any]
 
@@ -40,6 +39,7 @@ def judge(
     configs: Mapping[str, ClusterConfig],
     plans: Mapping[str, NodePlan],
     states: Mapping[str, State],
+    asked_s: tuple[float, float],
 ) -> dict[str, Judged]:
     """Judges every host that has answered.
 
@@ -48,8 +48,8 @@ def judge(
         configs: what is declared for each.
         plans: as far as they could be made.
         states: `raytools.state/1` of each host that has answered.
+        asked_s: the controller's clock before the first host was asked and after the last has answered.
     """
-    now_s = time.time()
     found = {}
     for host in hosts:
         if host.name not in states:
@@ -59,13 +59,13 @@ def judge(
             *_system(state, states, hosts),
             *_root(host, state),
             *_room(host, state, plan),
-            *_clock(state, now_s),
+            *_clock(state, asked_s),
             *_ports(state),
             *_address(state, plan),
             *_twins(host, hosts, states),
             *_account(host, hosts, states, config),
         ]
-        notes = [*_limits(host, state), *_rights(host, state), *_other_rays(state), *_name(state)]
+        notes = [*_limits(state), *_rights(host, state), *_other_rays(state), *_name(state)]
         found[host.name] = Judged(tuple(problems), tuple(notes))
     return found
 
@@ -79,22 +79,29 @@ def _system(state: State, states: Mapping[str, State], hosts: Sequence[Host]) ->
     expected = states[first]["facts"]["host"]["arch"]
     if arch != expected:
         yield f"its architecture is {arch}, that of {first} is {expected}; one environment serves only one"
+    if found := (state["unit"] or {}).get("problem"):
+        yield f"{found}. Look there: systemctl status"
 
 
 def _root(host: Host, state: State) -> Iterator[str]:
-    owner, user = state["root_owner"], state["facts"]["user"]
-    if owner is not None and user["uid"] != 0 and owner != user["name"]:
-        yield (
-            f"{host.root} belongs to {owner}, and this connection is {user['name']}. "
-            "Become root (ansible_become: true) or choose another raytools_root"
-        )
+    owner, uid = state["root_owner"], state["facts"]["user"]["uid"]
+    who, ways = _connected_as(state), "Become root (ansible_become: true) or choose another raytools_root"
+    if owner is not None and uid != 0 and owner != who:
+        yield f"{host.root} belongs to {owner}, and this connection is {who}. {ways}"
+    elif not state["root_writable"]:
+        verb = "be made" if owner is None else "be written"
+        yield f"{host.root} cannot {verb} by {who}. {ways}"
+
+
+def _connected_as(state: State) -> str:
+    user = state["facts"]["user"]
+    return user["name"] or f"uid {user['uid']}"
 
 
 def _room(host: Host, state: State, plan: NodePlan | None) -> Iterator[str]:
     disk = state["facts"]["disk"]
-    environment = plan.environment if plan else None
-    installed = environment is not None and environment.id in state["environments"]
-    needed = TEMP_ROOM_BYTES if installed or (environment and environment.prefix) else ROOM_BYTES
+    installs = plan is not None and not _has_environment(plan, state)
+    needed = ROOM_BYTES if installs else TEMP_ROOM_BYTES
     free = disk["root"]["available_bytes"]
     if free is not None and free < needed:
         yield (
@@ -102,7 +109,7 @@ def _room(host: Host, state: State, plan: NodePlan | None) -> Iterator[str]:
             "Make room (raytools env prune removes old environments), or set raytools_root to a larger disk"
         )
     inodes = disk["root"]["inodes_available"]
-    if inodes is not None and not installed and inodes < INODES:
+    if inodes is not None and installs and inodes < INODES:
         yield f"the disk of {host.root} has {inodes} inodes free, expected at least {INODES}. Remove files"
     temporary = disk["tmp"]["available_bytes"]
     if temporary is not None and temporary < TEMP_ROOM_BYTES:
@@ -112,8 +119,17 @@ def _room(host: Host, state: State, plan: NodePlan | None) -> Iterator[str]:
         )
 
 
-def _clock(state: State, now_s: float) -> Iterator[str]:
-    skew_s = state["clock_s"] - now_s
+def _has_environment(plan: NodePlan, state: State) -> bool:
+    environment = plan.environment  # None: not locked yet
+    return environment is not None and (
+        environment.prefix is not None or environment.id in state["environments"]
+    )
+
+
+def _clock(state: State, asked_s: tuple[float, float]) -> Iterator[str]:
+    """A host may have looked at its clock at any moment while all were asked, a dead one for a minute."""
+    before_s, after_s = asked_s
+    skew_s = max(state["clock_s"] - after_s, 0) or min(state["clock_s"] - before_s, 0)
     if abs(skew_s) > CLOCK_SKEW_S:
         way = "ahead of" if skew_s > 0 else "behind"
         yield (
@@ -128,13 +144,17 @@ def _ports(state: State) -> Iterator[str]:
 
 
 def _address(state: State, plan: NodePlan | None) -> Iterator[str]:
-    addresses = state["facts"]["network"]["addresses"]
-    if plan is None or not addresses or plan.address in addresses:
+    addresses = [ipaddress.ip_address(one) for one in state["facts"]["network"]["addresses"] or ()]
+    if plan is None or not addresses:
         return
-    if plan.address.replace(".", "").isdigit() or ":" in plan.address:
+    try:
+        wanted = ipaddress.ip_address(plan.address)
+    except ValueError:
+        return  # a name, for the resolvers of the others
+    if wanted not in addresses:
+        own = ", ".join(str(one) for one in addresses if not one.is_loopback) or "only loopback"
         yield (
-            f"the other nodes shall reach it at {plan.address}, which is none of its addresses "
-            f"({', '.join(a for a in addresses if not a.startswith('127.'))}). "
+            f"the other nodes shall reach it at {plan.address}, which is none of its addresses ({own}). "
             "Set raytools_address in the inventory"
         )
 
@@ -154,7 +174,7 @@ def _twins(host: Host, hosts: Sequence[Host], states: Mapping[str, State]) -> It
             )
 
 
-def _machine(state: State) -> tuple[str, str, str]:
+def _machine(state: State) -> tuple[str | None, str | None, str]:
     host = state["facts"]["host"]
     return host["machine_id"], host["boot_id"], host["hostname"]
 
@@ -185,28 +205,30 @@ def _account(
 # ------------------------------------------------------------------------------------------------ notes
 
 
-def _limits(host: Host, state: State) -> Iterator[str]:
+def _limits(state: State) -> Iterator[str]:
     controllers = {"cpuset", "memory"} - set(state["facts"]["cgroup"]["controllers"])
-    if state["facts"]["cgroup"]["mode"] in ("none", None):
+    if state["facts"]["cgroup"]["mode"] is None:
         yield "it has no cgroups: runs are refused unless they say --enforce best-effort"
-    elif controllers and state["facts"]["cgroup"]["mode"] == "v1":
+    elif controllers and state["facts"]["cgroup"]["mode"] in ("v1", "hybrid"):
         yield f"its cgroups lack {', '.join(sorted(controllers))}: runs are refused there"
     nofile = state["facts"]["limits"]["nofile_hard"]
     if not state["systemd"] and nofile is not None and nofile < SMALLEST_NOFILE:
         yield f"{nofile} open files are allowed, Ray wants {SMALLEST_NOFILE} (/etc/security/limits.conf)"
-    del host
 
 
 def _rights(host: Host, state: State) -> Iterator[str]:
-    if state["systemd"] or host.connection == "local":
+    if host.connection == "local":
         return
     if not state["privileged"]:
-        user = state["facts"]["user"]["name"]
+        user = _connected_as(state)
         yield (
             f"connected as {user}, not root: no service user, no unit (Ray does not come back after a "
             f"reboot), no kernel settings; runs have limits only after: sudo raytools grant --user {user}"
         )
-    else:
+        return
+    if host.service_user is None:
+        yield "connected as root itself: Ray runs as root. For an account of its own: ansible_become: true"
+    if not state["systemd"]:
         yield "systemd is not PID 1: Ray is a process, and does not come back after a reboot"
 
 

@@ -7,6 +7,7 @@ does not know Ansible's variables, so both are settled here. Ansible uses the sa
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import shlex
 import socket
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _USER_CONFIG = Path("~/.ssh/config")
 _USER_KNOWN_HOSTS = Path("~/.ssh/known_hosts")
+_FROM_USER = f"# From {_USER_CONFIG}:\n"
 
 
 def config_path(state_dir: Path) -> Path:
@@ -35,7 +37,10 @@ def known_hosts_path(state_dir: Path) -> Path:
 
 
 def write_config(hosts: Sequence[Host], state_dir: Path) -> Path:
-    """Writes the cluster's ssh_config, if it has changed, and an empty known_hosts, if there is none.
+    """Writes the cluster's ssh_config, unless it serves these hosts, and an empty known_hosts if needed.
+
+    What serves all hosts also serves one: a call to the head does not take the others away from another call
+    that goes on beside it.
 
     Args:
         hosts: of the inventory; local ones are left out.
@@ -45,11 +50,30 @@ def write_config(hosts: Sequence[Host], state_dir: Path) -> Path:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     known_hosts_path(state_dir).touch(mode=0o600)
     text = config_text(hosts, state_dir, _user_config())
-    if not path.exists() or path.read_text() != text:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as beside:
-            beside.write(text)
-        Path(beside.name).replace(path)  # mode 0600 from the temporary file
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists() or not serves(path.read_text(), text):
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as beside:
+                beside.write(text)
+            Path(beside.name).replace(path)  # mode 0600 from the temporary file
     return path
+
+
+def serves(text: str, wanted: str) -> bool:
+    """Whether an ssh_config says all that another one says, of the same hosts or of more."""
+    mark = _FROM_USER.strip()
+    own, _, users = text.partition(mark)
+    wanted_own, _, wanted_users = wanted.partition(mark)
+    said = [_names_and_settings(block) for block in own.split("\n\n")]
+    return users == wanted_users and all(
+        any(settings == others and names <= of for of, others in said)
+        for names, settings in map(_names_and_settings, wanted_own.split("\n\n"))
+    )
+
+
+def _names_and_settings(block: str) -> tuple[set[str], list[str]]:
+    first, *settings = block.strip().split("\n")
+    return set(first.split()), settings
 
 
 def _user_config() -> str:
@@ -77,7 +101,7 @@ def config_text(hosts: Sequence[Host], state_dir: Path, user_config: str) -> str
         alive = [("ServerAliveInterval", "15"), ("ServerAliveCountMax", "4")]
         blocks.append(_block(names, [("BatchMode", "yes"), *alive]))
     if user_config.strip():
-        blocks.append(f"# From {_USER_CONFIG}:\n{user_config.strip()}")
+        blocks.append(f"{_FROM_USER}{user_config.strip()}")
     return "\n\n".join(blocks) + "\n"
 
 

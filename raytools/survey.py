@@ -9,16 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raytools.config import ClusterConfig, load_config
-from raytools.errors import PlanError, TransportError
+from raytools.errors import PlanError, RaytoolsError, TransportError
 from raytools.inventory import Host, Inventory, host_configs, load_inventory
-from raytools.plan import NodePlan, make_plans
-from raytools.planning import environment_ref
+from raytools.plan import HEAD_PORTS, NodePlan, make_plans
+from raytools.planning import check_facts, environment_ref
 from raytools.preflight import Judged, judge
 from raytools.project import Project
 from raytools.toolkit import PackedToolkit, pack_toolkit
@@ -26,6 +27,7 @@ from raytools.transport import NodeCommand, call
 
 SCHEMA = "raytools.preflight/1"
 PROBE_TIMEOUT_S = 60.0
+DASHBOARD_PORTS = ("dashboard", "dashboard_metrics")
 
 State = Mapping[str, Any]
 
@@ -89,12 +91,15 @@ def survey(project: Project, timeout_s: float = PROBE_TIMEOUT_S) -> Survey:
 
     Raises:
         ConfigError: cluster.yaml or the inventory is wrong: no host is asked.
+        RaytoolsError: the state directory cannot be written.
     """
     config = load_config(project.config_path)
     inventory = load_inventory(project.inventory_path)
     configs = host_configs(config, inventory)
     packed = pack_toolkit(project.state_dir / "toolkit")
+    asked_s = time.time()
     states, errors = _ask(project, inventory.hosts, configs, timeout_s)
+    answered_s = time.time()
     facts, notes = _facts(project.state_dir / "facts", inventory.hosts, states)
     environment, more = environment_ref(project, config)
     notes += more
@@ -106,7 +111,7 @@ def survey(project: Project, timeout_s: float = PROBE_TIMEOUT_S) -> Survey:
         plans = make_plans(configs, known, facts, environment) if inventory.head in known else {}
     except PlanError as error:
         problem = str(error)
-    judged = judge(inventory.hosts, configs, plans, states)
+    judged = judge(inventory.hosts, configs, plans, states, (asked_s, answered_s))
     notes += [warning for plan in plans.values() for warning in plan.warnings]
     return Survey(inventory, plans, states, errors, judged, problem, tuple(dict.fromkeys(notes)), packed)
 
@@ -129,19 +134,16 @@ def _ask(
 
 
 def _request(host: Host, config: ClusterConfig) -> dict[str, Any]:
-    ports = config.ray.ports.single()
-    if host.role != "head":
-        ports = {name: port for name, port in ports.items() if name not in HEAD_ONLY_PORTS}
+    unused: tuple[str, ...] = () if host.role == "head" else HEAD_PORTS
+    if not config.ray.dashboard.enabled:
+        unused += DASHBOARD_PORTS
     return {
         "root": host.root,
         "cluster": config.cluster,
         "user": host.service_user,
-        "ports": ports,
+        "ports": {name: port for name, port in config.ray.ports.single().items() if name not in unused},
         "storage_path": getattr(config.storage, "path", None) or getattr(config.storage, "mount", None),
     }
-
-
-HEAD_ONLY_PORTS = ("gcs", "client", "dashboard", "dashboard_metrics", "autoscaler_metrics")
 
 
 # ------------------------------------------------------------------------------ facts of hosts that are down
@@ -163,20 +165,33 @@ def _facts(
             when = str(remembered.get("collected_at", "?"))
             notes.append(f"{host.name}: does not answer; planned by its facts of {when}")
         else:
-            notes.append(f"{host.name}: never answered; the cluster is planned without it")
+            notes.append(
+                f"{host.name}: has never answered at {_place(host)}; the cluster is planned without it"
+            )
     return found, notes
 
 
 def _remember(path: Path, host: Host, facts: Any) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_suffix(f".{os.getpid()}.new")
-    new.write_text(json.dumps({"address": host.address, "facts": facts}))
-    new.replace(path)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new.write_text(json.dumps({"address": host.address, "port": host.port, "facts": facts}))
+        new.replace(path)
+    except OSError as error:
+        raise RaytoolsError(
+            f"the facts of {host.name} cannot be kept in {path.parent} ({error.strerror})",
+            expected="a directory this user may write",
+        ) from error
 
 
 def _remembered(path: Path, host: Host) -> Any:
     """Facts of this very machine: a host that got another address may be another machine."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, PlanError):
         kept = json.loads(path.read_text())
-        return kept["facts"] if kept["address"] == host.address else None
+        if (kept["address"], kept.get("port")) == (host.address, host.port):
+            return check_facts({host.name: kept["facts"]}, str(path))[host.name]
     return None
+
+
+def _place(host: Host) -> str:
+    return f"{host.address} port {host.port}" if host.port else host.address

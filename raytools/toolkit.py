@@ -6,13 +6,11 @@ Python 3.10 to unpack it: see raytools/node/toolkit.py.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -100,15 +98,3 @@ def _remove_old(directory: Path) -> None:
     zips = sorted(directory.glob("raytools-*.zip"), key=lambda path: path.stat().st_mtime)
     for path in zips[:-_KEPT]:
         path.unlink(missing_ok=True)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """`python -m raytools.toolkit --to DIR`: prints `{"path": …, "digest": …, "version": …}`."""
-    parser = argparse.ArgumentParser(prog="python -m raytools.toolkit", description=__doc__)
-    parser.add_argument("--to", required=True, type=Path)
-    print(json.dumps(asdict(pack_toolkit(parser.parse_args(argv).to))))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

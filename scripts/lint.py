@@ -1,4 +1,4 @@
-"""`make lint`: ruff, mypy, ansible-lint and yamllint, all of them even if one finds something."""
+"""`make lint`: ruff, mypy, ansible-lint, yamllint, the roles' pages; all of them, whatever one finds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ LINTERS = (
     "mypy",
     "ansible-lint --offline playbooks",
     "yamllint .",
+    "python scripts/role_docs.py --check",
 )
 
 

@@ -26,9 +26,17 @@ class Tier:
 
 
 def main() -> int:
-    """Installs the development tools, then runs linters and tiers; all tiers run even if one fails."""
+    """Installs the development tools, then runs linters and tiers; all tiers run even if one fails.
+
+    Arguments name tiers: those alone, without the linters; then one that cannot run is a failure.
+    """
     require_python()
-    tiers = find_tiers()
+    wanted = sys.argv[1:]
+    tiers = [tier for tier in find_tiers() if not wanted or tier.name in wanted]
+    if len(tiers) < len(wanted):
+        raise StepError(f"{' '.join(wanted)}: expected some of unit, local, lab, vm")
+    if wanted:
+        return _only(tiers)
     steps = Steps(total=2 + sum(tier.obstacle is None for tier in tiers))
     with steps.step("Install raytools with its development tools into .venv (pip)"):
         if not make_venv("dev"):
@@ -40,16 +48,43 @@ def main() -> int:
     return 0 if all(good for good, _ in outcomes.values()) else 1
 
 
+def _only(tiers: list[Tier]) -> int:
+    """Some tiers that were asked for by name."""
+    steps = Steps(total=1 + sum(tier.obstacle is None for tier in tiers))
+    with steps.step("Install raytools with its development tools into .venv (pip)"):
+        make_venv("dev")
+    outcomes = [
+        (False, f"FAILED   {tier.obstacle}") if tier.obstacle else _run_tier(steps, tier) for tier in tiers
+    ]
+    say("\n" + "\n".join(f"{tier.name:<8} {text}" for tier, (_, text) in zip(tiers, outcomes, strict=True)))
+    return 0 if all(good for good, _ in outcomes) else 1
+
+
 def find_tiers() -> list[Tier]:
     """The tiers of the project, the quick ones first."""
     local = None if platform.system() == "Linux" else f"needs Linux, this is {platform.system()}"
-    later = "not in this version: it comes with the lab of several hosts"
+    later = "not in this version: it comes with machines that have a kernel of their own"
     return [
         Tier("unit", "everywhere: no root, no network"),
         Tier("local", "this machine: cgroups, a real Ray", local),
-        Tier("lab", "containers that boot systemd and sshd", later, in_this_version=False),
+        Tier("lab", "three hosts in containers, the playbooks on them", lab_obstacle()),
         Tier("vm", "machines with a kernel of their own", later, in_this_version=False),
     ]
+
+
+def lab_obstacle() -> str | None:
+    """What this machine lacks for the lab, with the command that changes it; None if there is nothing."""
+    if platform.system() != "Linux":
+        return f"needs Linux, this is {platform.system()}"
+    sys.path.insert(0, str(CHECKOUT))
+    from tests.lab.containers.dependencies import require
+    from tests.lab.containers.hosts import LabError
+
+    try:
+        require()
+    except LabError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def _lint() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from raytools.errors import RaytoolsError
+from raytools.errors import EnvironmentBuildError, RaytoolsError
 from raytools.node import environment, facts, inspect_processes, locks, ray_ports, stamp, toolkit
 from raytools.node.manifest import read_environment
 from raytools.node.ray_temp_dir import temp_dir_of
@@ -54,14 +54,11 @@ def probe(request: Mapping[str, Any]) -> dict[str, Any]:
         "systemd": found["host"]["init"] == "systemd" and privileged,
         "node": node,
         "root_owner": _owner(root),
+        "root_writable": _writable(root),
         "toolkit": {"installed": toolkit.installed_digest(root), "zips": _zips(root)},
         "stamps": stamp.read_all(root),
         "account": stamp.observe(f"user:{request['user']}") if request.get("user") else None,
-        "environments": {
-            one["id"]: _versions(Path(one["prefix"]))
-            for one in environment.list_environments(root)
-            if one["complete"]
-        },
+        "environments": _environments(root),
         "current": _link(root / "envs" / "current"),
         "unit": _unit(unit_name) if privileged else None,
         "raylet_pid": raylet,
@@ -84,6 +81,14 @@ def _owner(path: Path) -> str | None:
         return f"uid {uid}"
 
 
+def _writable(path: Path) -> bool:
+    """Whether this user may write there, or make it where it is not there yet."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    return os.access(existing, os.W_OK | os.X_OK)
+
+
 def _zips(root: Path) -> list[str]:
     """Digests of the toolkit archives that were copied here."""
     return [path.stem.removeprefix("raytools-") for path in (root / "toolkit").glob("raytools-*.zip")]
@@ -94,6 +99,15 @@ def _link(path: Path) -> str | None:
         return os.readlink(path)
     except OSError:
         return None
+
+
+def _environments(root: Path) -> dict[str, dict[str, str | None]]:
+    """Ids of the environments that are whole, and what is in them."""
+    try:
+        found = environment.list_environments(root)
+    except EnvironmentBuildError:
+        return {}  # node.json is damaged: the roles write it again, and find what is installed
+    return {one["id"]: _versions(Path(one["prefix"])) for one in found if one["complete"]}
 
 
 def _versions(prefix: Path) -> dict[str, str | None]:
@@ -131,15 +145,14 @@ def _unit(name: str) -> dict[str, Any] | None:
 
 def _own_pids(root: Path, unit_name: str, every: Mapping[int, inspect_processes.Process]) -> set[int]:
     """Processes of this root's Ray: in its unit's group, or in the session that `ray ensure` has made."""
-    main_pid = None
     try:
         main_pid = json.loads((root / "ray.state.json").read_text())["pid"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         main_pid = None
     own = set()
     for pid in every:
         try:
-            in_unit = f"/{unit_name}" in Path(f"/proc/{pid}/cgroup").read_text()
+            in_unit = f"/{unit_name}" in Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
             in_session = main_pid is not None and os.getsid(pid) == main_pid
         except OSError:
             continue

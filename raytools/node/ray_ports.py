@@ -10,7 +10,7 @@ import pwd
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from raytools.node import inspect_processes
 
@@ -73,34 +73,43 @@ def busy_ports(node: Mapping[str, Any]) -> list[BusyPort]:
 def listeners(ports: Mapping[str, int]) -> list[BusyPort]:
     """What listens on ports, given by their roles."""
     roles = {port: role for role, port in ports.items()}
-    sockets = {port: found for port, found in _listening().items() if port in roles}
+    sockets = [one for one in _listening() if one.port in roles]
     if not sockets:
         return []
-    pids = _holders({inode for _, inode in sockets.values()})
-    return [
-        _busy_port(roles[port], port, pids.get(inode), uid) for port, (uid, inode) in sorted(sockets.items())
-    ]
+    pids = _holders({one.inode for one in sockets})
+    # one process may listen at several addresses, and several processes each at one of their own
+    found = {(one.port, pids.get(one.inode), one.uid) for one in sockets}
+    ordered = sorted(found, key=lambda one: (one[0], one[1] or 0, one[2]))
+    busy = (_busy_port(roles[port], port, pid, uid) for port, pid, uid in ordered)
+    return [port for port in busy if port is not None]
 
 
-def _busy_port(role: str, port: int, pid: int | None, uid: int) -> BusyPort:
+def _busy_port(role: str, port: int, pid: int | None, uid: int) -> BusyPort | None:
     name = None
     if pid is not None:
         try:
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
+            name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
         except OSError:
-            pid = None  # it has just ended
+            return None  # it has just ended, and its socket with it
     return BusyPort(role, port, pid, name, _user(uid))
 
 
-def _listening() -> dict[int, tuple[int, str]]:
-    """Listening TCP port -> uid of the owner and inode of the socket, which the kernel shows to everybody."""
-    found: dict[int, tuple[int, str]] = {}
+class _Socket(NamedTuple):
+    """A listening TCP socket: the kernel shows port, owner and inode to everybody, the process not."""
+
+    port: int
+    uid: int
+    inode: str
+
+
+def _listening() -> list[_Socket]:
+    found = []
     for table in ("tcp", "tcp6"):
         path = Path("/proc/net", table)
         for line in path.read_text().splitlines()[1:] if path.exists() else ():
             fields = line.split()
             if fields[3] == _LISTEN:
-                found[int(fields[1].rpartition(":")[2], 16)] = (int(fields[7]), fields[9])
+                found.append(_Socket(int(fields[1].rpartition(":")[2], 16), int(fields[7]), fields[9]))
     return found
 
 
@@ -110,12 +119,12 @@ def _holders(inodes: Iterable[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            descriptors = os.scandir(f"/proc/{pid}/fd")
-        except OSError:
+            descriptors = os.listdir(f"/proc/{pid}/fd")
+        except OSError:  # another user's, or it has just ended
             continue
         for descriptor in descriptors:
             try:
-                inode = wanted.get(os.readlink(descriptor.path))
+                inode = wanted.get(os.readlink(f"/proc/{pid}/fd/{descriptor}"))
             except OSError:
                 continue
             if inode is not None:
@@ -126,12 +135,12 @@ def _holders(inodes: Iterable[str]) -> dict[str, int]:
 def foreign_rays(
     own_temp_dir: str, every: Mapping[int, inspect_processes.Process] | None = None
 ) -> list[ForeignRay]:
-    """Every raylet on this machine that does not use our temp dir."""
+    """Every raylet on this machine that does not use our temp dir and is not a limited run's own."""
     living = inspect_processes.living_rays(every or inspect_processes.processes())
     return [
         ForeignRay(ray.raylet.pid, _user(ray.raylet.uid), ray.temp_dir)
         for ray in living
-        if ray.temp_dir != own_temp_dir
+        if ray.temp_dir != own_temp_dir and ray.run_id is None  # a run's stays inside its slot
     ]
 
 

@@ -57,6 +57,8 @@ def _path(path: str) -> list[Any] | None:
             return ["link", os.readlink(path)]
         if stat.S_ISDIR(found.st_mode):
             return ["directory", *owner]
+        if not stat.S_ISREG(found.st_mode):  # reading a FIFO would wait for its writer
+            return ["other", stat.S_IFMT(found.st_mode), *owner]
         if found.st_size > _READ_BYTES:
             return ["file", *owner, found.st_size, found.st_mtime_ns]
         return ["file", *owner, hashlib.sha256(Path(path).read_bytes()).hexdigest()]
@@ -82,7 +84,7 @@ def read_all(root: Path) -> dict[str, dict[str, Any]]:
             stamp = json.loads(path.read_text())
             drifted = [thing for thing, seen in stamp["things"].items() if observe(thing) != seen]
             found[path.stem] = {"inputs": stamp["inputs"], "drifted": drifted}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # as if it were not there: the role runs again
     return found
 

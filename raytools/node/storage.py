@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pwd
 import sys
 import time
 from pathlib import Path
@@ -43,17 +44,17 @@ def read(path: Path, names: list[str]) -> None:
     """Reads every node's file.
 
     Raises:
-        RaytoolsError: a file is not there, or belongs to another number than our own.
+        RaytoolsError: a file cannot be read, or belongs to another number than our own.
     """
     deadline = time.monotonic() + _PATIENCE_S
-    missing = list(names)
-    while missing and time.monotonic() < deadline:
-        missing = [name for name in names if not _written(path, name)]
-        if missing:
-            time.sleep(0.2)
-    if missing:
+    while reasons := _unreadable(path, names):
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.2)
+    if reasons:
+        shown = "; ".join(f"what {name} wrote: {reason}" for name, reason in reasons.items())
         raise RaytoolsError(
-            f"what {', '.join(missing)} wrote below {path} is not there",
+            f"user {_user()} cannot read below {path} what other nodes have just written there ({shown})",
             expected="one directory that all nodes share",
             fix="Mount the same export on each, or use storage: {type: local}",
         )
@@ -69,25 +70,37 @@ def read(path: Path, names: list[str]) -> None:
 
 
 def clean(path: Path, name: str) -> None:
-    """Removes this node's file, and the directory with the last one."""
+    """Removes this node's file, and the directory with the last one.
+
+    Raises:
+        RaytoolsError: the file cannot be removed.
+    """
     directory = path / _DIRECTORY
-    (directory / name).unlink(missing_ok=True)
+    try:
+        (directory / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise RaytoolsError(
+            f"user {_user()} cannot remove {directory / name} ({error.strerror})", fix="Remove it"
+        ) from error
     try:
         directory.rmdir()
     except OSError:
         return  # the others' files are still in it, or another node was faster
 
 
-def _written(path: Path, name: str) -> bool:
-    try:
-        return (path / _DIRECTORY / name).read_text().startswith(f"{name} ")
-    except OSError:
-        return False
+def _unreadable(path: Path, names: list[str]) -> dict[str, str]:
+    """Node -> why what it wrote cannot be read here."""
+    reasons = {}
+    for name in names:
+        try:
+            if not (path / _DIRECTORY / name).read_text(errors="replace").startswith(f"{name} "):
+                reasons[name] = "the file is empty or another's"
+        except OSError as error:
+            reasons[name] = error.strerror or str(error)
+    return reasons
 
 
 def _user() -> str:
-    import pwd
-
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

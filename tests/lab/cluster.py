@@ -1,7 +1,7 @@
 """A cluster in a lab, as a person at the controller has it: playbooks, commands, and looks at its hosts.
 
-The project is a directory of its own, `.raytools/lab-suite/`, with the lab, the inventory and cluster.yaml in it;
-playbooks and raytools are the checkout's. Caches and the built environment are the checkout's too.
+The project is a directory of its own, `.raytools/lab-suite/`, with the lab, the inventory and cluster.yaml in
+it; playbooks and raytools are the checkout's. Caches and the built environment are the checkout's too.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab.containers import HostSpec, Lab
+from tests.lab.containers.hosts import plain_hosts
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BIN = CHECKOUT / ".venv" / "bin"
@@ -73,6 +74,16 @@ class Done:
         return json.loads(self.output)
 
 
+@dataclass(frozen=True)
+class FirstRun:
+    """What was seen while the cluster came into being."""
+
+    unlocked: Done
+    checked: Done
+    same: bool
+    played: Done
+
+
 NOTHING = dict.fromkeys(HOSTS, 0)
 
 
@@ -80,12 +91,12 @@ class Cluster:
     """The suite's project and its lab."""
 
     def __init__(self, name: str = "suite") -> None:
-        self.directory = CHECKOUT / ".raytools" / f"lab-{name}"
+        self.directory = (CHECKOUT / ".raytools").resolve() / f"lab-{name}"
         self.lab = Lab(name, checkout=self.directory)
 
     # --- the project ---
 
-    def create(self, hosts: Sequence[HostSpec] | int = len(HOSTS)) -> None:
+    def create(self) -> None:
         """The lab is up, its hosts are bare; the project knows nothing yet."""
         self.remove()
         (self.directory / "inventory").mkdir(parents=True)
@@ -94,10 +105,10 @@ class Cluster:
             (CHECKOUT / ".raytools" / name).mkdir(parents=True, exist_ok=True)
             state.mkdir(exist_ok=True)
             (state / name).symlink_to(CHECKOUT / ".raytools" / name)
-        self.lab.up(hosts)
+        self.lab.up(plain_hosts(len(HOSTS), [HostSpec("n3", without=("libgomp1",))]))
 
     def take_lock(self) -> bool:
-        """The checkout's lock of the default environment, if there is one, saves half a minute and a download."""
+        """The checkout's lock of the default environment, if there is one: saves half a minute."""
         locks = self.directory / ".raytools" / "locks"
         found = list((CHECKOUT / ".raytools" / "locks").glob("automl.lock.yaml"))
         for path in found:
@@ -181,13 +192,13 @@ class Cluster:
 
     def raylet(self, host: str) -> int | None:
         """The pid of our raylet there."""
-        found = self.sh(
-            host,
-            f"for p in $(cat /proc/[0-9]*/stat | sed -n 's/^\\([0-9]*\\) (raylet).*/\\1/p'); do "
-            f"grep -q /{self.unit_name} /proc/$p/cgroup && echo $p; done; true",
-        ).split()
+        found = [
+            pid
+            for pid in self.processes_named(host, "raylet")
+            if self.sh(host, f"grep -c /{self.unit_name} /proc/{pid}/cgroup", check=False) not in ("", "0")
+        ]
         assert len(found) <= 1, found
-        return int(found[0]) if found else None
+        return found[0] if found else None
 
     def raylets(self) -> dict[str, int | None]:
         return {host: self.raylet(host) for host in HOSTS}
@@ -212,7 +223,9 @@ class Cluster:
         return until(lambda: self.alive() == wanted, limit_s, f"all of {sorted(wanted)} alive")
 
     def processes_named(self, host: str, name: str) -> list[int]:
-        found = self.sh(host, f"cat /proc/[0-9]*/stat | sed -n 's/^\\([0-9]*\\) ({name}).*/\\1/p'", check=False)
+        """Pids of all processes of that name there."""
+        script = f"cat /proc/[0-9]*/stat 2>/dev/null | sed -n 's/^\\([0-9]*\\) ({name}).*/\\1/p'"
+        found = self.sh(host, script, check=False)
         return [int(pid) for pid in found.split()]
 
     def snapshot(self, host: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.cluster import CHECKOUT, HOSTS, Cluster, Done
+from tests.lab.cluster import CHECKOUT, HOSTS, Cluster, FirstRun
 
 REUSE = os.environ.get("RAYTOOLS_LAB_REUSE") == "1"
 """For whoever writes tests: take the suite's lab as an earlier run has left it, and leave it running."""
@@ -36,16 +36,9 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
             cluster.remove()
 
 
-class FirstRun:
-    """What was seen while the cluster came into being."""
-
-    def __init__(self, unlocked: Done, checked: Done, same: bool, played: Done) -> None:
-        self.unlocked, self.checked, self.same, self.played = unlocked, checked, same, played
-
-
 @pytest.fixture(scope="session")
 def first(bare: Cluster) -> FirstRun:
-    """Check mode from nothing, then the first real run. Its outcome is the tests' subject, not asserted here."""
+    """Check mode from nothing, then the first real run. Its outcome is the tests' subject."""
     if REUSE and bare.raylet(HOSTS[0]):
         pytest.skip("a lab that is used again had its first run before")
     before = {host: bare.snapshot(host) for host in HOSTS}
@@ -61,6 +54,8 @@ def first(bare: Cluster) -> FirstRun:
 def provisioned(bare: Cluster, request: pytest.FixtureRequest) -> Cluster:
     """The cluster after its first run."""
     if REUSE and bare.raylet(HOSTS[0]):
+        converged = bare.play("cluster")
+        assert converged.exit_code == 0, converged.output
         return bare
     first: FirstRun = request.getfixturevalue("first")
     if first.played.exit_code != 0:
@@ -72,10 +67,12 @@ def provisioned(bare: Cluster, request: pytest.FixtureRequest) -> Cluster:
 def cluster(provisioned: Cluster) -> Iterator[Cluster]:
     """A healthy cluster, and healthy again for the next test even if this one failed."""
     yield provisioned
-    if provisioned.alive() != set(provisioned.lab.addresses.values()):
-        for host in HOSTS:
-            if not provisioned.lab.is_running(host):
-                provisioned.lab.power_on(host)
+    for host in HOSTS:
+        if not provisioned.lab.is_running(host):
+            provisioned.lab.power_on(host)
+    try:
+        provisioned.await_healthy(30)
+    except AssertionError:
         healed = provisioned.play("cluster")
         if healed.exit_code != 0:
             pytest.exit(f"the cluster cannot be healed:\n{healed.output[-4000:]}", 1)
@@ -94,7 +91,7 @@ def keep_logs(cluster: Cluster) -> None:
 
 _LOGS = {
     "journal": "journalctl --no-pager --lines 1000",
-    "ray.log": "tail -c 200000 /opt/raytools/logs/ray.log",
-    "session.log": "cd /opt/raytools/ray/session_latest/logs && tail -n 60 raylet.* gcs_server.* monitor.* *agent.log",
-    "state": "systemctl --no-pager status 'raytools-*'; ps -eo pid,user,etimes,args; df; ls -la /opt/raytools",
+    "ray.log": "tail -c 200000 /opt/raytools/logs/ray.log*",
+    "session.log": "tail -n 80 /opt/raytools/ray/session_latest/logs/*.*",
+    "state": "systemctl --no-pager status 'raytools-*'; ps -eo pid,user,etimes,args; df; ls -l /opt/raytools",
 }

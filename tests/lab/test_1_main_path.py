@@ -1,4 +1,4 @@
-"""From bare hosts to a checked cluster: what a host is afterwards, and that a second run finds nothing to do."""
+"""From bare hosts to a checked cluster: what a host is then; a second run finds nothing to do."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import re
 
 import pytest
 
-from tests.lab.cluster import HEAD, HOSTS, NOTHING, ROOT, WORKERS, Cluster
-from tests.lab.conftest import FirstRun
+from tests.lab.cluster import HEAD, HOSTS, NOTHING, ROOT, WORKERS, Cluster, FirstRun
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -77,25 +76,24 @@ def test_the_token_is_in_no_output_and_no_unit(cluster: Cluster, first: FirstRun
     assert token not in first.played.output  # it ran with -vvv
     assert token not in cluster.play("ray", "-vvv").output
     for host in HOSTS:
-        assert cluster.sh(host, f"grep -rls {token} /etc {ROOT}/node.json {ROOT}/logs {ROOT}/stamps", check=False) == ""
+        places = f"/etc {ROOT}/node.json {ROOT}/logs {ROOT}/stamps"
+        assert cluster.sh(host, f"grep -rls {token} {places}", check=False) == ""
         assert token not in cluster.sh(host, "ps -eo args e")
 
 
 def test_a_client_without_the_token_is_refused(cluster: Cluster) -> None:
-    def connect(settings: str) -> str:
-        gcs = f"{cluster.lab.addresses[HEAD]}:6379"
-        code = f"import ray; ray.init(address='{gcs}', logging_level='ERROR'); print('connected')"
-        python = f"{ROOT}/envs/current/bin/python"
-        return cluster.sh(
-            HEAD, f"cd /tmp && RAY_gcs_rpc_server_connect_timeout_s=3 {settings} "
-            f"timeout 60 setpriv --reuid=ray --regid=ray --init-groups -- {python} -c \"{code}\" 2>&1",
-            check=False,
-        )  # fmt: skip
-
-    assert "connected" in connect(f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={ROOT}/token")
-    refused = connect("RAY_AUTH_MODE=disabled")
-    assert "connected" not in refused.split()
-    assert refused
+    gcs = f"{cluster.lab.addresses[HEAD]}:6379"
+    code = f"import ray; ray.init(address='{gcs}', logging_level='ERROR'); print('connected')"
+    python = f"setpriv --reuid=ray --regid=ray --init-groups -- {ROOT}/envs/current/bin/python"
+    as_ray = f'timeout 60 {python} -c "{code}"'
+    script = (
+        "cd /tmp; export RAY_gcs_rpc_server_connect_timeout_s=3; d=$(mktemp -d); "
+        f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={ROOT}/token {as_ray} >$d/with 2>&1 & "
+        f"RAY_AUTH_MODE=disabled {as_ray} >$d/without 2>&1; echo exit code $?; wait; cat $d/with; rm -r $d"
+    )
+    without, with_token = cluster.sh(HEAD, script).split("\n", 1)
+    assert "connected" in with_token
+    assert without != "exit code 0"
 
 
 def test_the_dashboard_listens_on_loopback_only(cluster: Cluster) -> None:
@@ -107,8 +105,8 @@ def test_the_dashboard_listens_on_loopback_only(cluster: Cluster) -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_ray_listens_on_the_ports_of_the_plan_and_on_no_others(cluster: Cluster, host: str) -> None:
-    pids = cluster.sh(host, f"cat $(find /sys/fs/cgroup/systemd -path '*{cluster.unit_name}*' -name cgroup.procs "
-                            f"2>/dev/null || find /sys/fs/cgroup -path '*{cluster.unit_name}*' -name cgroup.procs)").split()  # fmt: skip
+    groups = cluster.sh(host, f"grep -l /{cluster.unit_name} /proc/[0-9]*/cgroup", check=False)
+    pids = [path.split("/")[2] for path in groups.split()]
     lines = cluster.sh(host, "ss -Hltnp").splitlines()
     ours = [line for line in lines if any(f"pid={pid}," in line for pid in pids)]
     ports = {int(line.split()[3].rpartition(":")[2]) for line in ours if "127.0.0.1" not in line.split()[3]}
@@ -127,15 +125,13 @@ def test_the_kernel_settings_are_in_force(cluster: Cluster, host: str) -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_directories_belong_to_whom_they_should(cluster: Cluster, host: str) -> None:
-    paths = f"{ROOT} {ROOT}/envs {ROOT}/toolkit {ROOT}/node.json {ROOT}/home {ROOT}/logs /shared/results /shared/records"
-    found = dict(
-        line.rsplit(" ", 1)[::-1] for line in cluster.sh(host, f"stat -c '%U:%a %n' {paths}").splitlines()
-    )
-    assert found == {
+    expected = {
         ROOT: "root:755", f"{ROOT}/envs": "root:755", f"{ROOT}/toolkit": "root:755",
         f"{ROOT}/node.json": "root:644", f"{ROOT}/home": "ray:700", f"{ROOT}/logs": "ray:755",
         "/shared/results": "ray:755", "/shared/records": "ray:755",
     }  # fmt: skip
+    found = cluster.sh(host, f"stat -c '%n %U:%a' {' '.join(expected)}")
+    assert dict(line.split() for line in found.splitlines()) == expected
     temp_dir = cluster.sh(host, f"readlink {ROOT}/ray")
     assert cluster.sh(host, f"stat -c '%U:%a' {temp_dir}/..") == "ray:700"
     assert cluster.sh(host, "stat -c '%U:%a' /run/lock/raytools") == "root:1777"
@@ -195,8 +191,16 @@ def test_a_run_of_one_tag_does_that_part(cluster: Cluster) -> None:
     assert played.exit_code == 0, played.output
     assert played.changed == NOTHING
     assert "PLAY [Ray]" in played.output
-    assert "storage :" not in played.output
+    assert "storage : Look whether" not in played.output
     assert cluster.raylets() == before
+
+
+def test_a_run_of_one_tag_starts_what_was_stopped(cluster: Cluster) -> None:
+    cluster.sh("n2", f"systemctl stop {cluster.unit_name}")
+    played = cluster.play("cluster", "--tags", "ray")
+    assert played.exit_code == 0, played.output
+    assert played.changed == {**NOTHING, "n2": 1}
+    assert cluster.lab.addresses["n2"] in cluster.alive()
 
 
 def test_the_doctor_finds_nothing_worse_than_info(cluster: Cluster) -> None:

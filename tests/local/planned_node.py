@@ -38,6 +38,14 @@ def own_address() -> str:
     return "127.0.0.1"
 
 
+def is_of_this_machine(pid: int) -> bool:
+    """Whether a process is no container's: those of tests/lab have its uids and command lines, too."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return False  # it has just ended
+
+
 def free_base_port(count: int = 20) -> int:
     """The first of `count` neighbouring ports on which nothing listens, below the kernel's own range."""
     taken = {c.laddr.port for c in psutil.net_connections("tcp") if c.laddr}

@@ -31,7 +31,8 @@ pytestmark = [
 def user() -> Iterator[str]:
     """A user that did not exist before and does not afterwards."""
     name = f"rt-{secrets.token_hex(3)}"
-    subprocess.run(["useradd", "--create-home", "--shell", "/bin/bash", name], check=True)
+    uid = 40000 + secrets.randbelow(20000)  # not one that a container on this machine also uses, as tests/lab
+    subprocess.run(["useradd", f"--uid={uid}", "--create-home", "--shell", "/bin/bash", name], check=True)
     yield name
     subprocess.run(["userdel", "--remove", name], check=True, stderr=subprocess.DEVNULL)
 

@@ -22,10 +22,11 @@ import psutil
 import pytest
 import yaml
 
-from raytools.toolkit import install_toolkit
+from raytools.node import toolkit as node_toolkit
+from raytools.toolkit import pack_toolkit
 
 from .limited_runs import why_no_limits
-from .planned_node import CHECKOUT, built_prefix, free_base_port
+from .planned_node import CHECKOUT, built_prefix, free_base_port, is_of_this_machine
 
 _why_not = why_no_limits()
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reason=_why_not)]
@@ -73,6 +74,8 @@ class Cluster:
         """Command lines of what belongs to a workload or a run of this cluster."""
         found = []
         for process in psutil.process_iter(["cmdline"]):
+            if not is_of_this_machine(process.pid):
+                continue
             text = " ".join(process.info["cmdline"] or [])
             if ("raytools.node" in text and " ray " not in text) or "rt-run" in text:
                 found.append(text)
@@ -111,7 +114,8 @@ def cluster() -> Iterator[Cluster]:
     (cluster.root / "node.json").write_text(json.dumps(node))
     (cluster.root / "token").touch(0o600)
     (cluster.root / "token").write_text(os.urandom(32).hex())
-    install_toolkit(cluster.root)
+    packed = pack_toolkit(cluster.directory / ".raytools" / "toolkit")
+    node_toolkit.install(Path(packed.path), cluster.root, packed.digest, None)
     cluster.service("ensure")
     try:
         yield cluster

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from raytools.node import facts, facts_cgroup, facts_cpu
+from raytools.node.__main__ import COMMANDS
 from raytools.node.cgroup_tree import OwnCgroups, locate
 
 # a hybrid machine: v1 controllers, a v2 tree beside them
@@ -346,4 +347,4 @@ def test_an_unknown_node_command_says_which_there_are() -> None:
         timeout=30,
     )
     assert done.returncode == 2
-    assert "found fact, expected one of facts, inspect" in done.stderr
+    assert f"found fact, expected one of {', '.join(COMMANDS)}" in done.stderr

@@ -6,7 +6,12 @@ import copy
 import json
 import os
 import shlex
+import socket
 import stat
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,7 @@ import pytest
 
 from raytools.errors import RaytoolsError
 from raytools.node import ray_failure, ray_ports, ray_process, ray_service, ray_state, ray_temp_dir
+from raytools.node.probe import DIGEST_VARIABLE
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNIT_TEMPLATE = CHECKOUT / "playbooks" / "roles" / "ray" / "templates" / "ray.service.j2"
@@ -26,7 +32,8 @@ def node(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "token").write_text("0123")
     plan = {
         "schema": "raytools.node/1", "cluster": "demo", "name": "n1", "role": "head", "address": "192.0.2.1",
-        "root": str(tmp_path), "python": "/e/bin/python", "toolkit": "/t", "temp_dir": str(tmp_path / "tmp"),
+        "root": str(tmp_path), "user": "ray", "python": "/e/bin/python", "toolkit": "/t",
+        "temp_dir": str(tmp_path / "tmp"),
         "environment": {"id": "e-1", "prefix": "/e", "lock_digest": "0"},
         "declared": {"cpus": None}, "physical": {"cpus": 2, "memory_bytes": 1}, "slots": [{"index": 0}],
         "logical": {"CPU": 2},
@@ -124,7 +131,7 @@ def unit_of(node: dict[str, Any]) -> list[tuple[str, str]]:
     """Keys and values of the systemd unit, rendered as Ansible does."""
     template = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     text = template.from_string(UNIT_TEMPLATE.read_text()).render(
-        ray_plan=node, ray_user="ray", ray_proxy={"https_proxy": "http://p:1"}
+        ray_plan=node, ray_proxy={"https_proxy": "http://p:1"}, ray_digest="0a1b"
     )
     lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
     return [(line.partition("=")[0], line.partition("=")[2]) for line in lines]
@@ -136,6 +143,7 @@ def test_the_systemd_unit_gives_ray_the_same_environment_as_the_process(node: di
         if key == "Environment":
             pairs = (part.partition("=") for part in shlex.split(value))
             variables |= {name: text.replace("%%", "%") for name, _, text in pairs}
+    assert variables.pop(DIGEST_VARIABLE) == "0a1b"
     process = ray_process.ray_environment(node, ray_process.SYSTEMD_SESSION, {"https_proxy": "http://p:1"})
     set_by_systemd = {"HOME", "USER", "LOGNAME"}  # because of User=
     assert variables == {name: value for name, value in process.items() if name not in set_by_systemd}
@@ -147,7 +155,153 @@ def test_the_systemd_unit_starts_ray_with_the_plans_arguments(node: dict[str, An
     assert shlex.split(unit["ExecStart"]) == [*into_leaf, "/e/bin/ray", "start", *node["ray"]["start_args"]]
     assert unit["KillSignal"] == "SIGTERM"
     assert unit["Delegate"] == "cpuset cpu memory pids"
-    assert unit["User"] == "ray"
+
+
+def test_the_systemd_unit_runs_ray_as_its_account_which_root_gives_groups_to(node: dict[str, Any]) -> None:
+    steps = [shlex.split(value) for key, value in unit_of(node) if key == "ExecStartPre"]
+    assert dict(unit_of(node))["User"] == "ray"
+    assert steps[0][0].startswith("+")  # the one step that is root's
+    assert steps[0][1:] == ["-m", "raytools.node", "grant", "--user", "ray"]
+    assert not any(step[0].startswith("+") for step in steps[1:])
+
+
+def test_without_an_account_of_its_own_the_unit_names_no_user(node: dict[str, Any]) -> None:
+    unit = unit_of(changed(node, "user", value=None))
+    assert "User" not in dict(unit)
+    assert not any("grant" in value for key, value in unit if key.startswith("Exec"))
+
+
+# --- a worker waits for its head ------------------------------------------------------------------
+
+
+@pytest.fixture
+def worker(node: dict[str, Any]) -> dict[str, Any]:
+    """A plan that joins the head at a port of this machine on which nothing listens yet."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    joining = changed(node, "ray", "gcs_address", value=f"127.0.0.1:{port}")
+    return changed(changed(joining, "role", value="worker"), "ray", "ports", value={})
+
+
+def test_a_worker_is_prepared_once_its_head_answers(
+    worker: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_service, "HEAD_LIMIT_S", 20.0)
+    port = int(worker["ray"]["gcs_address"].rpartition(":")[2])
+    with socket.socket() as head:
+        head.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        head.bind(("127.0.0.1", port))  # refuses until it listens
+        threading.Timer(0.3, head.listen).start()
+        started = time.monotonic()
+        assert ray_service.prepare(tmp_path, worker)["changed"] is False
+        assert 0.2 < time.monotonic() - started < 10
+    assert Path(worker["temp_dir"]).is_dir()
+
+
+def test_a_worker_whose_head_never_answers_says_where_to_look_and_makes_nothing(
+    worker: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_service, "HEAD_LIMIT_S", 0.2)
+    with pytest.raises(RaytoolsError) as error:
+        ray_service.prepare(tmp_path, worker)
+    assert f"the head's GCS at {worker['ray']['gcs_address']} did not answer within" in str(error.value)
+    assert "Look at the head" in str(error.value)
+    assert not Path(worker["temp_dir"]).exists()
+
+
+def test_a_head_waits_for_nobody(
+    node: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_service, "HEAD_LIMIT_S", 0.2)
+    ray_service.prepare(tmp_path, changed(node, "ray", "ports", value={}))
+    assert Path(node["temp_dir"]).is_dir()
+
+
+# --- ports ----------------------------------------------------------------------------------------
+
+
+def test_a_listener_is_named_with_its_process_and_its_user() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (busy,) = ray_ports.listeners({"gcs": port})
+    name = Path("/proc/self/comm").read_text().strip()
+    user = ray_temp_dir.name_of(os.getuid())
+    assert (busy.port, busy.pid, busy.name) == (port, os.getpid(), name)
+    assert str(busy) == f"port {port} (gcs) is held by {name} (pid {os.getpid()}) of user {user}"
+
+
+def test_a_port_that_is_bound_but_not_listened_on_is_free() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        assert ray_ports.listeners({"gcs": bound.getsockname()[1]}) == []
+
+
+def test_a_listener_on_ipv6_is_seen() -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        try:
+            taken.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6 loopback")
+        taken.listen()
+        (busy,) = ray_ports.listeners({"gcs": taken.getsockname()[1]})
+    assert busy.pid == os.getpid()
+
+
+def test_two_processes_on_one_port_are_both_named() -> None:
+    """Each at an address of its own: ours must not hide the other."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code = (
+            "import socket, sys\ns = socket.socket()\n"
+            f"s.bind(('127.0.0.2', {port}))\ns.listen()\nprint('up', flush=True)\nsys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"up\n"
+            found = ray_ports.listeners({"gcs": port})
+            assert {one.pid for one in found} == {os.getpid(), other.pid}
+            other.communicate()
+
+
+def test_a_process_whose_name_is_no_text_is_named_all_the_same(tmp_path: Path) -> None:
+    """The kernel cuts a name after 15 bytes, also within a letter."""
+    code = (
+        "import socket, sys\nopen('/proc/self/comm', 'wb').write(b'r\\xc3')\n"
+        "s = socket.socket()\ns.bind(('127.0.0.1', 0))\ns.listen()\n"
+        "print(s.getsockname()[1], flush=True)\nsys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        (busy,) = ray_ports.listeners({"gcs": int(other.stdout.readline())})
+        assert busy.pid == other.pid
+        assert str(busy).startswith(f"port {busy.port} (gcs) is held by r")
+        other.communicate()
+
+
+def test_the_ray_of_a_limited_run_is_not_another_ray() -> None:
+    """It stays inside the run's slot. A process with a raylet's name and flags stands for one."""
+    code = "open('/proc/self/comm', 'w').write('raylet'); print('up', flush=True); input()"
+    command = [sys.executable, "-S", "-c", code, "--temp_dir=/tmp/rt-none/ray"]
+    for run_id, expected in ((None, True), ("r1", False)):
+        variables = {"RAYTOOLS_RUN_ID": run_id} if run_id else {}
+        with subprocess.Popen(
+            command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as ray:
+            assert ray.stdout is not None
+            ray.stdout.readline()
+            found = [other for other in ray_ports.foreign_rays("/tmp/rt-mine/ray") if other.pid == ray.pid]
+            assert bool(found) is expected
+            ray.communicate("\n")
+            assert all(f"(pid {ray.pid}, temp dir /tmp/rt-none/ray)" in str(other) for other in found)
 
 
 def test_a_worker_does_not_ask_for_the_heads_ports(node: dict[str, Any]) -> None:

@@ -182,3 +182,15 @@ def test_ssh_without_a_place_for_its_configuration_is_refused() -> None:
 
 def test_no_hosts_no_answers() -> None:
     assert call([], NodeCommand(["facts"]), 5) == {}
+
+
+def test_a_call_to_one_host_leaves_the_others_in_the_ssh_configuration(tmp_path: Path) -> None:
+    """The doctor asks the head and all hosts at the same time."""
+    every = [host("n1", address="192.0.2.11"), host("n2", address="192.0.2.12")]
+    path = ssh.write_config(every, tmp_path / "state")
+    before = path.read_text()
+    ssh.write_config(every[:1], tmp_path / "state")
+    assert path.read_text() == before
+    ssh.write_config([host("n1", address="192.0.2.99")], tmp_path / "state")
+    assert "192.0.2.99" in path.read_text()
+    assert "192.0.2.11" not in path.read_text()
