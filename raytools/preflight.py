@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raytools.config import ClusterConfig, LocalStorage
+from raytools.config import ClusterConfig, ExistingStorage, LocalStorage, NfsStorage
 from raytools.inventory import Host
 from raytools.plan import NodePlan
 from raytools.units import format_size
@@ -22,6 +22,7 @@ TEMP_ROOM_BYTES = 512 * 2**20
 INODES = 60_000  # one environment has about 30,000 files, and two are there during an upgrade
 CLOCK_SKEW_S = 30.0
 SMALLEST_NOFILE = 8192
+KNOWN_SYSTEMS = ("Debian", "Ubuntu", "Red Hat", "Rocky", "AlmaLinux", "CentOS", "Oracle", "Fedora")
 
 State = Mapping[str, Any]
 
@@ -62,10 +63,11 @@ def judge(
             *_clock(state, asked_s),
             *_ports(state),
             *_address(state, plan),
+            *_storage(state, config),
             *_twins(host, hosts, states),
             *_account(host, hosts, states, config),
         ]
-        notes = [*_limits(state), *_rights(host, state), *_other_rays(state), *_name(state)]
+        notes = [*_os(state), *_limits(state), *_rights(host, state), *_other_rays(state), *_name(state)]
         found[host.name] = Judged(tuple(problems), tuple(notes))
     return found
 
@@ -157,6 +159,26 @@ def _address(state: State, plan: NodePlan | None) -> Iterator[str]:
             f"the other nodes shall reach it at {plan.address}, which is none of its addresses ({own}). "
             "Set raytools_address in the inventory"
         )
+
+
+def _storage(state: State, config: ClusterConfig) -> Iterator[str]:
+    storage = config.storage
+    if isinstance(storage, NfsStorage):
+        yield (
+            "storage: {type: nfs} is not provided by this version. Use `type: local`, or mount the export "
+            "yourself and use `type: existing` with its path"
+        )
+    elif isinstance(storage, ExistingStorage) and not state["storage"]["directory"]:
+        yield (
+            f"{storage.path} is not a directory, expected the shared one of `storage: {{type: existing}}`. "
+            "Mount it on this host, or correct storage.path in cluster.yaml"
+        )
+
+
+def _os(state: State) -> Iterator[str]:
+    system = state["facts"]["host"].get("os")
+    if system is not None and not system.startswith(KNOWN_SYSTEMS):
+        yield f"its system is {system}; raytools is tested on Debian 12, expected to work on Ubuntu and RHEL"
 
 
 def _twins(host: Host, hosts: Sequence[Host], states: Mapping[str, State]) -> Iterator[str]:

@@ -48,6 +48,7 @@ class Survey:
     problem: str | None
     warnings: tuple[str, ...]
     toolkit: PackedToolkit
+    python: str  # the version that is declared for the environment
 
     @property
     def possible(self) -> bool:
@@ -67,6 +68,7 @@ class Survey:
             "verdict": "ok" if self.possible and not self.errors else "error",
             "problem": self.problem,
             "warnings": list(self.warnings),
+            "python": self.python,
             "toolkit": {"path": self.toolkit.path, "digest": self.toolkit.digest},
             "nodes": {host.name: self._node(host) for host in self.inventory.hosts},
         }
@@ -113,7 +115,17 @@ def survey(project: Project, timeout_s: float = PROBE_TIMEOUT_S) -> Survey:
         problem = str(error)
     judged = judge(inventory.hosts, configs, plans, states, (asked_s, answered_s))
     notes += [warning for plan in plans.values() for warning in plan.warnings]
-    return Survey(inventory, plans, states, errors, judged, problem, tuple(dict.fromkeys(notes)), packed)
+    return Survey(
+        inventory,
+        plans,
+        states,
+        errors,
+        judged,
+        problem,
+        tuple(dict.fromkeys(notes)),
+        packed,
+        config.environment.python,
+    )
 
 
 def _ask(

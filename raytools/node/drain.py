@@ -1,9 +1,9 @@
 """Drains nodes of the cluster: they get no new work, finish what they have, and their raylets end.
 
 `python -m raytools.node drain --node-json FILE NAME=ADDRESS …`, run on the head with the
-environment's Python. Ray 2.58.1 has no public call for this: `GcsClient.drain_node` is what its hidden command
-`ray drain-node` uses. Reason PREEMPTION is the one a busy node accepts. A drained raylet ends by itself as soon
-as it is idle, so whoever runs it must not restart it meanwhile.
+environment's Python. Ray 2.58.1 has no public call for this: `GcsClient.drain_node` is what its hidden
+command `ray drain-node` uses. Reason PREEMPTION is the one a busy node accepts. A drained raylet ends by
+itself as soon as it is idle; `ray start --block` stays without it, so nothing starts it again.
 """
 
 from __future__ import annotations

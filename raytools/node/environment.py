@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raytools.errors import RaytoolsError
+from raytools.node.environment_existing import adopt
 from raytools.node.environment_install import Archive, install
 from raytools.node.environment_inventory import list_environments, overview, prune, switch
 
@@ -36,6 +37,8 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.command == "install":
         archive = Archive(arguments.archive, arguments.sha256, arguments.size_bytes, arguments.files)
         return install(root, archive, arguments.id, _say, again=arguments.again)
+    if arguments.command == "adopt":
+        return adopt(arguments.prefix, arguments.name, arguments.python, root, _say)
     if arguments.command == "switch":
         return switch(root, arguments.id)
     if arguments.command == "list":
@@ -59,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     install.add_argument("--files", type=int, default=0, help="unpacked (`unpacked_files` of the archive)")
     install.add_argument("--again", action="store_true", help="replace what is there")
+    adopting = commands.add_parser("adopt", help="note an environment that somebody else made")
+    adopting.add_argument("--prefix", required=True, type=_absolute)
+    adopting.add_argument("--name", required=True)
+    adopting.add_argument("--python", required=True, metavar="VERSION")
     switch = commands.add_parser("switch", help="point envs/current to an installed environment")
     switch.add_argument("--id", required=True)
     listing = commands.add_parser("list", help="what is there")
@@ -66,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     prune.add_argument("--keep", action="append", default=[], metavar="ID")
     prune.add_argument("--dry-run", action="store_true")
     prune.add_argument("--ignore-unseen", action="store_true", help="although not all processes can be seen")
-    for command in (install, switch, listing, prune):
+    for command in (install, adopting, switch, listing, prune):
         command.add_argument("--root", required=True, type=_absolute)
     return parser
 

@@ -66,6 +66,7 @@ def probe(request: Mapping[str, Any]) -> dict[str, Any]:
         "busy_ports": [str(port) for port in _busy(request["ports"], own)],
         "other_rays": [str(ray) for ray in ray_ports.foreign_rays(temp_dir_of(root), every)],
         "runs": _runs(),
+        "ephemeral_ports": _numbers("/proc/sys/net/ipv4/ip_local_port_range"),
         "storage": _storage(request.get("storage_path")),
     }
 
@@ -179,6 +180,10 @@ def _runs() -> list[str]:
     if not Path(named or "/run/lock/raytools").is_dir():  # asking must not make it
         return []
     return [holder.describe() for holder in locks.holders()]
+
+
+def _numbers(path: str) -> list[int]:
+    return [int(part) for part in Path(path).read_text().split()]
 
 
 def _storage(path: str | None) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ def state(number: int = 1, **changes: Any) -> dict[str, Any]:
         },
         "clock_s": NOON_S, "privileged": True, "systemd": True, "root_owner": None,
         "root_writable": True, "account": None, "environments": {}, "unit": None, "busy_ports": [],
-        "other_rays": [],
+        "other_rays": [], "storage": {"path": "/shared", "directory": True, "mounted": True},
     }  # fmt: skip
     for path, value in changes.items():
         *parents, last = path.split("__")

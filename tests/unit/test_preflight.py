@@ -299,7 +299,29 @@ def test_where_each_node_keeps_its_own_results_uids_may_differ() -> None:
     assert not any(one.problems for one in found.values())
 
 
+def test_a_shared_directory_has_to_be_there_before_anything_is_done() -> None:
+    missing = {"path": "/data", "directory": False, "mounted": False}
+    (problem,) = problems(state(storage=missing), config=SHARED)
+    assert problem.startswith("/data is not a directory, expected the shared one of `storage: {type: existing}`")
+    assert problems(state(storage=None)) == (), "each node makes its own"
+
+
+def test_nfs_is_refused_with_what_to_use_instead() -> None:
+    (problem,) = problems(state(), config={"storage": {"type": "nfs"}})
+    assert "Use `type: local`, or mount the export yourself and use `type: existing`" in problem
+
+
 # -------------------------------------------------------------------------------------------------- notes
+
+
+@pytest.mark.parametrize(
+    ("system", "noted"),
+    [("Debian GNU/Linux 12 (bookworm)", False), (None, False), ("Alpine Linux v3.20", True)],
+)
+def test_a_system_nobody_has_tried_is_noted(system: str | None, noted: bool) -> None:
+    found = notes(state(host__os=system))
+    assert bool(found) is noted
+    assert all(note.startswith("its system is Alpine Linux v3.20; ") for note in found)
 
 
 def test_a_host_without_cgroups_is_noted() -> None:
