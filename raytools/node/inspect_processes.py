@@ -117,6 +117,7 @@ def leftovers(every: Mapping[int, Process], living: list[Ray], root: str) -> lis
     alive = _descendants(every, _anchors(every, living)) | _ancestors(every, os.getpid())
     sessions = {(ray.environ or {}).get(SESSION_VARIABLE) for ray in living} - {None}
     directories = {ray.session_dir for ray in living} - {None}
+    addresses = {(ray.raylet.uid, ray.gcs_address) for ray in living if ray.gcs_address}
     found = []
     for process in every.values():
         if process.pid in alive or not process.command:
@@ -125,8 +126,11 @@ def leftovers(every: Mapping[int, Process], living: list[Ray], root: str) -> lis
         session, given = variables.get(SESSION_VARIABLE), flags(process.command)
         if not (session or _is_ray(process)):
             continue
-        if session in sessions or given.get("session_dir") in directories:
+        if session in sessions or _session_dir(given) in directories:
             continue
+        served = given.get("gcs_address") or given.get("address")
+        if session is None and _session_dir(given) is None and (process.uid, served) in addresses:
+            continue  # `ray start` without --block leaves ray.util.client.server to init
         temp_dir = given.get("temp_dir") or variables.get("RAY_TMPDIR")
         found.append(
             {
@@ -139,6 +143,12 @@ def leftovers(every: Mapping[int, Process], living: list[Ray], root: str) -> lis
             }
         )
     return sorted(found, key=lambda one: int(one["pid"]))
+
+
+def _session_dir(given: Mapping[str, str]) -> str | None:
+    """The autoscaler's monitor names only the directory of its logs."""
+    logs = given.get("logs_dir") or given.get("log_dir")
+    return given.get("session_dir") or (os.path.dirname(logs) if logs else None)
 
 
 def ended_by(ray: Ray, every: Mapping[int, Process]) -> list[int]:

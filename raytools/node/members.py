@@ -58,6 +58,8 @@ def main(argv: list[str]) -> int:
     if node is None:
         print(f"{options.node_json} is not a plan or may not be read", file=sys.stderr)
         return 1
+    if not all("=" in one for one in options.expected):
+        parser.error("expected NAME=ADDRESS")
     try:
         wait(node, dict(one.split("=", 1) for one in options.expected), options.timeout)
     except RaytoolsError as error:

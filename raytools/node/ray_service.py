@@ -219,6 +219,8 @@ def _await_head(gcs_address: str) -> None:
         RayServiceError: the head did not answer in time.
     """
     deadline = time.monotonic() + HEAD_LIMIT_S
+    if not ray_process.answers(gcs_address):
+        progress(f"waiting for the head's GCS at {gcs_address}, at most {HEAD_LIMIT_S:.0f} s")
     while not ray_process.answers(gcs_address):
         if time.monotonic() >= deadline:
             raise RayServiceError(

@@ -23,7 +23,7 @@ LOGS = CHECKOUT / ".raytools" / "logs" / "lab-suite"
 @pytest.fixture(scope="session")
 def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Three hosts on which nothing of raytools is."""
-    cluster = Cluster()
+    cluster = Cluster(os.environ.get("RAYTOOLS_LAB_NAME", "suite"))
     failed_before = request.session.testsfailed
     try:
         if not (REUSE and cluster.lab.addresses):

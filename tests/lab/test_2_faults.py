@@ -219,8 +219,8 @@ def with_port(text: str) -> str:
 def test_another_users_ray_is_noted_and_on_our_ports_refused(cluster: Cluster) -> None:
     start = (
         f"{ROOT}/envs/current/bin/ray start --head --port=7001 --node-manager-port=10201 --num-cpus=1 "
-        "--min-worker-port=21000 --max-worker-port=21100 --ray-client-server-port=10011 --include-dashboard=false "
-        "--object-store-memory=80000000 --temp-dir=/tmp/ray-of-alice --disable-usage-stats"
+        "--min-worker-port=21000 --max-worker-port=21100 --ray-client-server-port=10011 "
+        "--include-dashboard=false --object-store-memory=80000000 --temp-dir=/tmp/ray-of-alice"
     )
     cluster.sh("n2", f"cd /tmp && {AS_ALICE} env RAY_AUTH_MODE=disabled PATH=$PATH {start} >/dev/null 2>&1")
     before = cluster.raylets()

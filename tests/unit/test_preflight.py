@@ -302,7 +302,9 @@ def test_where_each_node_keeps_its_own_results_uids_may_differ() -> None:
 def test_a_shared_directory_has_to_be_there_before_anything_is_done() -> None:
     missing = {"path": "/data", "directory": False, "mounted": False}
     (problem,) = problems(state(storage=missing), config=SHARED)
-    assert problem.startswith("/data is not a directory, expected the shared one of `storage: {type: existing}`")
+    assert problem.startswith(
+        "/data is not a directory, expected the shared one of `storage: {type: existing}`"
+    )
     assert problems(state(storage=None)) == (), "each node makes its own"
 
 

@@ -1,0 +1,69 @@
+"""Which processes belong to a Ray that lives, and which are left of one that is dead."""
+
+from __future__ import annotations
+
+from raytools.node import inspect_processes
+from raytools.node.inspect_processes import Process, leftovers, living_rays
+
+SESSION = "/tmp/ray-of-alice/session_1"
+GCS = "--gcs-address=192.0.2.12:7001"
+
+
+def process(pid: int, name: str, *command: str, ppid: int = 1, uid: int = 1001) -> Process:
+    return Process(pid, ppid, name, uid, 100, command)
+
+
+def daemonized(*more: Process) -> dict[int, Process]:
+    """`ray start --head` without --block: init has all of it."""
+    every = [
+        process(1, "systemd", "/sbin/init", ppid=0, uid=0),
+        process(5_000_010, "gcs_server", "/env/gcs_server", f"--session-dir={SESSION}"),
+        process(5_000_011, "raylet", "/env/raylet", f"--session_dir={SESSION}", GCS),
+        process(
+            5_000_012,
+            "python",
+            "/env/python",
+            "/env/ray/autoscaler/_private/monitor.py",
+            f"--logs-dir={SESSION}/logs",
+        ),
+        process(
+            5_000_013, "python", "/env/python", "-m", "ray.util.client.server", "--address=192.0.2.12:7001"
+        ),
+        *more,
+    ]
+    return {one.pid: one for one in every}
+
+
+def left(every: dict[int, Process]) -> list[int]:
+    return [one["pid"] for one in leftovers(every, living_rays(every), "/opt/raytools")]
+
+
+def test_nothing_of_another_users_living_ray_is_called_left_over() -> None:
+    assert left(daemonized()) == []
+
+
+def test_what_a_dead_ray_has_left_is_named_though_another_lives() -> None:
+    other = process(
+        5_000_020,
+        "python",
+        "/env/python",
+        "/env/ray/_private/log_monitor.py",
+        "--session-dir=/tmp/x/session_0",
+    )
+    served = process(
+        5_000_021, "python", "/env/python", "-m", "ray.util.client.server", "--address=192.0.2.12:7777"
+    )
+    mine = process(
+        5_000_022, "python", "/env/python", "-m", "ray.util.client.server", "--address=192.0.2.12:7001", uid=7
+    )
+    assert left(daemonized(other, served, mine)) == [5_000_020, 5_000_021, 5_000_022]
+
+
+def test_the_server_of_a_ray_that_has_lost_its_raylet_is_left_over() -> None:
+    every = daemonized()
+    del every[5_000_010], every[5_000_011]
+    assert left(every) == [5_000_012, 5_000_013]
+
+
+def test_the_module_reads_this_machine() -> None:
+    assert inspect_processes.processes()
