@@ -80,7 +80,7 @@ class FirstRun:
 
     unlocked: Done
     checked: Done
-    same: bool
+    differences: list[str]
     played: Done
 
 

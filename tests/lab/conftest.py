@@ -45,9 +45,14 @@ def first(bare: Cluster) -> FirstRun:
     unlocked = bare.play("cluster", "--check")
     bare.take_lock()
     checked = bare.play("cluster", "--check")
-    same = before == {host: bare.snapshot(host) for host in HOSTS}
+    after = {host: bare.snapshot(host) for host in HOSTS}
+    differences = [
+        f"{host}: {line}"
+        for host in HOSTS
+        for line in sorted(set(before[host].splitlines()) ^ set(after[host].splitlines()))
+    ]
     played = bare.play("cluster", "-vvv", wait_s=900)
-    return FirstRun(unlocked, checked, same, played)
+    return FirstRun(unlocked, checked, differences, played)
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def test_check_mode_says_what_would_change_and_changes_nothing(first: FirstRun) 
     assert set(first.checked.changed) == set(HOSTS)
     assert all(first.checked.changed.values())
     assert "Make the service account" in first.checked.output
-    assert first.same, "a file, account or directory on a host is not as it was before"
+    assert first.differences == []
 
 
 def test_the_first_run_succeeds_on_every_host(first: FirstRun) -> None:
@@ -118,9 +118,9 @@ def test_ray_listens_on_the_ports_of_the_plan_and_on_no_others(cluster: Cluster,
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_kernel_settings_are_in_force(cluster: Cluster, host: str) -> None:
     assert cluster.sh(host, "cat /proc/sys/net/core/somaxconn") == "4096"
+    first_outgoing = int(cluster.sh(host, "cut -f1 /proc/sys/net/ipv4/ip_local_port_range"))
     reserved = cluster.sh(host, "cat /proc/sys/net/ipv4/ip_local_reserved_ports")
-    assert "6379" in reserved
-    assert "20000-20999" in reserved
+    assert ("20000-20999" in reserved) == (first_outgoing <= 20999)
 
 
 @pytest.mark.parametrize("host", HOSTS)
