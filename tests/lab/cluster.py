@@ -96,8 +96,12 @@ class Cluster:
 
     # --- the project ---
 
-    def create(self) -> None:
-        """The lab is up, its hosts are bare; the project knows nothing yet."""
+    def create(self, hosts: Sequence[HostSpec] | None = None) -> None:
+        """The lab is up, its hosts are bare; the project knows nothing yet.
+
+        Args:
+            hosts: None: the suite's three.
+        """
         self.remove()
         (self.directory / "inventory").mkdir(parents=True)
         state = self.directory / ".raytools"
@@ -105,7 +109,7 @@ class Cluster:
             (CHECKOUT / ".raytools" / name).mkdir(parents=True, exist_ok=True)
             state.mkdir(exist_ok=True)
             (state / name).symlink_to(CHECKOUT / ".raytools" / name)
-        self.lab.up(plain_hosts(len(HOSTS), [HostSpec("n3", without=("libgomp1",))]))
+        self.lab.up(hosts or plain_hosts(len(HOSTS), [HostSpec("n3", without=("libgomp1",))]))
 
     def take_lock(self) -> bool:
         """The checkout's lock of the default environment, if there is one: saves half a minute."""
@@ -233,7 +237,8 @@ class Cluster:
         return self.sh(
             host,
             "find / -xdev \\( -path /proc -o -path /sys -o -path /run -o -path /tmp -o -path /var/log -o "
-            "-path /var/lib/systemd -o -path /var/cache -o -path '*/.ansible' \\) -prune -o "
+            "-path /var/lib/systemd -o -path /var/cache -o -path '*/.ansible' -o "
+            "-name .sudo_as_admin_successful \\) -prune -o "
             "-type f -printf '%p %s %m %U\\n' -o -type l -printf '%p %l\\n' -o -type d -printf '%p %m %U\\n' "
             "| sort; cat /etc/passwd /etc/group; ls /tmp",
         )

@@ -137,7 +137,8 @@ def environments(cluster: Cluster) -> dict[str, str]:
 
 def test_another_environment_with_the_same_ray_is_rolled_out_without_losing_work(cluster: Cluster) -> None:
     before = environments(cluster)
-    changed = 'environment:\n  pip: ["ray[default,tune]==2.58.1", "autogluon.tabular[lightgbm,ray]==1.6.3", tabulate]\n'
+    pip = '"ray[default,tune]==2.58.1", "autogluon.tabular[lightgbm,ray]==1.6.3", tabulate'
+    changed = in_section("environment", f"pip: [{pip}]")
     old = cluster.lab.cluster_yaml.read_text()
     cluster.lab.cluster_yaml.write_text(old + changed)
     unlocked = cluster.play("upgrade")
