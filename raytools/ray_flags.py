@@ -94,6 +94,8 @@ def environment_of_ray(
         THRESHOLD: threshold,
         # an out-of-memory kill is a result, not a reason to start again (Ray's default: for ever)
         "RAY_task_oom_retries": "0",
+        # how soon a worker notices that its head was restarted (it ends, and is started again); default: 60 s
+        "RAY_raylet_liveness_self_check_interval_ms": "5000",
         # Ray's default keeps 5 x 512 MiB of each of its many log files
         "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),
         "RAY_ROTATION_BACKUP_COUNT": "2",

@@ -41,7 +41,12 @@ def gather(project: Project, level: Level, timeout_s: float = NODE_TIME_S) -> Ga
     inventory = load_inventory(project.inventory_path)
     configs = host_configs(config, inventory)
     timings = {"configuration": time.monotonic() - began}
-    nodes = tuple(NodeReport(host.name, host.role, host.root, configs[host.name]) for host in inventory.hosts)
+    nodes = tuple(
+        NodeReport(
+            host.name, host.role, host.root, configs[host.name], address=host.cluster_address or host.address
+        )
+        for host in inventory.hosts
+    )
     gathered = Gathered(level, config, nodes)
     if level == "config":
         return replace(gathered, lock=lock_state(project, config), timings_s=timings)

@@ -51,6 +51,7 @@ class NodeReport:
         plan: what cluster.yaml and its facts ask of it now; None if no plan can be made.
         proof: the answer of `python -m raytools.node run --check --json` (level prove).
         proof_error: why there is none.
+        address: where the inventory says that it is.
     """
 
     name: str
@@ -62,6 +63,7 @@ class NodeReport:
     plan: Mapping[str, Any] | None = None
     proof: Mapping[str, Any] | None = None
     proof_error: str | None = None
+    address: str | None = None
 
     @property
     def reachable(self) -> bool:

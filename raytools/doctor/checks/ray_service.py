@@ -28,7 +28,8 @@ def alive(cluster: Gathered) -> Iterator[Finding]:
             message = f"Ray {state} (address {node.installed['address']})"
             fix = f"{_RESTART} --limit {node.name}; why it ended: {node.root}/logs/ray.log there"
             yield Finding("RT701", "error", node.name, message, fix, declared="alive", logical=state)
-    declared = {(node.installed or node.plan or {}).get("address") for node in cluster.nodes}
+    # of a node that has just lost its power Ray says for half a minute that it is alive
+    declared = {(node.installed or node.plan or {}).get("address") or node.address for node in cluster.nodes}
     for other in cluster.ray["nodes"]:
         if other["state"] == "ALIVE" and other["address"] not in declared:
             message = (
