@@ -237,7 +237,7 @@ class Cluster:
         return self.sh(
             host,
             "find / -xdev \\( -path /proc -o -path /sys -o -path /run -o -path /tmp -o -path /var/log -o "
-            "-path /var/lib/systemd -o -path /var/cache -o -path '*/.ansible' -o "
+            "-path /var/lib/systemd -o -path '/etc/*-' -o -path /var/cache -o -path '*/.ansible' -o "
             "-name .sudo_as_admin_successful \\) -prune -o "
             "-type f -printf '%p %s %m %U\\n' -o -type l -printf '%p %l\\n' -o -type d -printf '%p %m %U\\n' "
             "| sort; cat /etc/passwd /etc/group; ls /tmp",
