@@ -56,7 +56,7 @@ class Row:
 
 def time_command(command: Sequence[str], row: Row, *, accepted: Sequence[int] = (0,)) -> None:
     """Runs a command once and adds its wall time to the row; an unexpected exit code is the row's trouble."""
-    began, cpu_before_s = time.perf_counter(), _children_cpu_s()
+    began, cpu_before_s = time.perf_counter(), children_cpu_s()
     done = subprocess.run(
         command,
         cwd=CHECKOUT,
@@ -69,13 +69,13 @@ def time_command(command: Sequence[str], row: Row, *, accepted: Sequence[int] = 
     wall_s = time.perf_counter() - began
     if done.returncode in accepted:
         row.values.append(wall_s)
-        row.cpu_s.append(_children_cpu_s() - cpu_before_s)
+        row.cpu_s.append(children_cpu_s() - cpu_before_s)
         return
     last = (done.stderr.strip().splitlines() or ["nothing on standard error"])[-1]
     row.trouble = f"exit code {done.returncode}: {last[:80]}"
 
 
-def _children_cpu_s() -> float:
+def children_cpu_s() -> float:
     """CPU seconds of all children so far: on a busy machine they say more than wall time."""
     times = os.times()
     return times.children_user + times.children_system

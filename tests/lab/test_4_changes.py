@@ -166,7 +166,7 @@ def test_a_former_environment_is_had_back(cluster: Cluster) -> None:
     text = cluster.lab.cluster_yaml.read_text()
     refused = cluster.raytools("env", "rollback")
     assert refused.exit_code == 2
-    assert "tabulate" in refused.said  # what to change back
+    assert '"optuna"]' in refused.said  # what to change back
     cluster.lab.cluster_yaml.write_text(re.sub(r"environment:\n  pip: .*\n", "", text))
     assert cluster.raytools("env", "rollback").exit_code == 0
     done = cluster.play("upgrade", "-e", "confirm=yes")
