@@ -196,7 +196,7 @@ class Site:
 def _close_connections(directory: Path) -> None:
     """ssh would keep them for a minute."""
     for socket in directory.glob("*"):
-        command = ["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "-"]
+        command = ["ssh", "-o", f"ControlPath={socket}", "-O", "exit", "any"]
         subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
     shutil.rmtree(directory, ignore_errors=True)
 

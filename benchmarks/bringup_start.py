@@ -29,24 +29,37 @@ def measure(site: Site, hosts: tuple[int, ...], rounds: int, *, profile: bool) -
 
 
 def _compare(site: Site, count: int, rounds: int) -> list[Row]:
-    ours, theirs = Row(f"{count} hosts: playbooks/ray.yml"), Row(f"{count} hosts: ray up")
-    theirs.note = peer.missing(site)
-    returned: list[float] = []
+    ours = Row(f"{count} hosts: playbooks/ray.yml")
+    theirs = {name: Row(f"{count} hosts: {name}", note=peer.missing(site)) for name in peer.VARIANTS}
+    returned: dict[str, list[float]] = {name: [] for name in theirs}
     site.play("stop")
     for number in range(rounds):
-        for is_ours in (True, False) if number % 2 == 0 else (False, True):
-            if is_ours:
+        turns: list[str | None] = [None, *theirs]
+        for name in turns if number % 2 == 0 else turns[::-1]:
+            if name is None:
                 _ours(site, ours)
-            elif not theirs.note and not theirs.trouble:  # what never came once is not waited for again
-                _theirs(site, theirs, returned)
-        say(f"{count} hosts, round {number + 1} of {rounds}: ours {_last(ours)}, ray up {_last(theirs)}")
-    if returned:
-        theirs.note = f"the command itself returns after {statistics.median(returned):.1f} s"
-    ratio = Row(f"{count} hosts: ours / ray up", unit="x", bar=BAR if count == _BAR_FOR else None)
-    ratio.values = [one / other for one, other in zip(ours.values, theirs.values, strict=False)]
-    if not ratio.values:
-        ratio.trouble = f"ray up: {theirs.trouble}" if theirs.trouble else theirs.note
-    return [ours, theirs, ratio]
+            elif (
+                not theirs[name].note and not theirs[name].trouble
+            ):  # what never came is not waited for again
+                _theirs(site, name, theirs[name], returned[name])
+        seen = ", ".join(f"{row.name.partition(': ')[2]} {_last(row)}" for row in (ours, *theirs.values()))
+        say(f"{count} hosts, round {number + 1} of {rounds}: {seen}")
+    for name, values_s in returned.items():
+        if values_s:
+            theirs[name].note = f"(the command returns after {statistics.median(values_s):.1f} s)"
+    return [ours, *theirs.values(), _ratio(count, ours, list(theirs.values()))]
+
+
+def _ratio(count: int, ours: Row, theirs: list[Row]) -> Row:
+    """Round by round, against the one that was faster; only those that finish can be."""
+    ratio = Row(f"{count} hosts: ours / the faster ray up", unit="x", bar=BAR if count == _BAR_FOR else None)
+    finished = [row for row in theirs if row.values and not row.trouble]
+    if not finished:
+        ratio.trouble = "; ".join(dict.fromkeys(row.trouble or row.note for row in theirs))
+        return ratio
+    fastest = min(finished, key=lambda row: statistics.median(row.values))
+    ratio.values = [one / other for one, other in zip(ours.values, fastest.values, strict=True)]
+    return ratio
 
 
 def _ours(site: Site, row: Row) -> None:
@@ -57,8 +70,8 @@ def _ours(site: Site, row: Row) -> None:
     site.play("stop")
 
 
-def _theirs(site: Site, row: Row, returned: list[float]) -> None:
-    attempt = peer.bring_up(site)
+def _theirs(site: Site, variant: str, row: Row, returned: list[float]) -> None:
+    attempt = peer.bring_up(site, variant)
     row.trouble = attempt.trouble
     if attempt.returned_s is not None:
         returned.append(attempt.returned_s)
@@ -66,8 +79,8 @@ def _theirs(site: Site, row: Row, returned: list[float]) -> None:
         row.values.append(attempt.all_alive_s)
         return
     joined = ", ".join(f"{address} after {at_s:.1f} s" for address, at_s in attempt.joined_s.items())
-    say(f"ray up: {attempt.trouble}: {joined or 'none'}. The launcher's and the autoscaler's last words:")
-    say(f"{attempt.said[-1500:]}\n{attempt.monitor[-6000:]}")
+    say(f"{variant}: {attempt.trouble}: {joined or 'none'}. The ends of its output and its autoscaler's log:")
+    say(f"{attempt.said}\n{attempt.monitor}")
 
 
 def _last(row: Row) -> str:

@@ -91,7 +91,7 @@ def test_a_run_is_refused_with_the_command_that_allows_it_and_best_effort_says_w
     assert record["enforced"]["missing"]
 
 
-def test_an_environment_that_is_there_already_is_noted_on_every_node_and_never_written(
+def test_an_environment_that_is_there_already_is_used_on_every_node_and_never_written(
     homes: Cluster,
 ) -> None:
     prefix = homes.sh("n1", f"readlink -f {HOME_ROOT}/envs/current")
@@ -103,7 +103,7 @@ def test_an_environment_that_is_there_already_is_noted_on_every_node_and_never_w
         assert homes.play("cluster").changed == NOTHING
     for host in NOTHING:
         assert json.loads(homes.sh(host, f"cat {HOME_ROOT}/node.json"))["environment"]["prefix"] == prefix
-        assert homes.sh(host, f"ls {HOME_ROOT}/envs | grep existing-") != ""
+        assert json.loads(homes.sh(host, f"cat {HOME_ROOT}/node.json"))["environment"]["lock_digest"] is None
     assert homes.sh("n1", f"find {prefix} -printf '%p %T@\\n' | sort | sha256sum") == listed
 
 
@@ -112,4 +112,6 @@ def test_teardown_leaves_the_home_as_it_was(homes: Cluster) -> None:
     assert homes.processes_named("n1", "raylet") == []
     done = homes.play("teardown", "-e", "confirm=yes")
     assert done.exit_code == 0, done.output
-    assert {host: homes.snapshot(host) for host in NOTHING} == bare
+    assert homes.sh("n1", "ls -A /shared") == ""
+    for host in NOTHING:
+        assert homes.snapshot(host) == bare[host], host
