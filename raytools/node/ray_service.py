@@ -203,7 +203,7 @@ def prepare(root: Path, node: Mapping[str, Any]) -> dict[str, Any]:
     """
     answer = check(root, node)
     if node["role"] != "head":
-        _await_head(node["ray"]["gcs_address"])
+        _await_head(node["ray"]["head_raylet_address"])
     ray_temp_dir.make(root, Path(node["temp_dir"]))
     log_path = _log_path(root)
     log_path.parent.mkdir(exist_ok=True)
@@ -212,19 +212,22 @@ def prepare(root: Path, node: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _await_head(gcs_address: str) -> None:
+def _await_head(address: str) -> None:
     """A worker may be started beside its head, or long before it after a power failure.
+
+    Waits for the head's raylet, the last of its parts to listen: `ray start` of a worker looks for it every
+    two seconds only, and gives up after 20 looks (Ray 2.58.1, `get_all_node_info_until_retrieved`).
 
     Raises:
         RayServiceError: the head did not answer in time.
     """
     deadline = time.monotonic() + HEAD_LIMIT_S
-    if not ray_process.answers(gcs_address):
-        progress(f"waiting for the head's GCS at {gcs_address}, at most {HEAD_LIMIT_S:.0f} s")
-    while not ray_process.answers(gcs_address):
+    if not ray_process.answers(address):
+        progress(f"waiting for the head's raylet at {address}, at most {HEAD_LIMIT_S:.0f} s")
+    while not ray_process.answers(address):
         if time.monotonic() >= deadline:
             raise RayServiceError(
-                f"the head's GCS at {gcs_address} did not answer within {HEAD_LIMIT_S:.0f} s",
+                f"the head's raylet at {address} did not answer within {HEAD_LIMIT_S:.0f} s",
                 expected="a head that runs and lets this node reach its port",
                 fix="Look at the head: systemctl status 'raytools-ray-*' there, and its firewall",
             )

@@ -39,6 +39,7 @@ def node(tmp_path: Path) -> dict[str, Any]:
         "logical": {"CPU": 2},
         "ray": {
             "gcs_address": "192.0.2.1:6379",
+            "head_raylet_address": "192.0.2.1:10101",
             "start_args": ["--head", '--resources={"run_slot": 1}', "--block"],
             "env": {"OMP_WAIT_POLICY": "passive", "PERCENT": 'a%b "c" $d \\e'},
             "ports": {"gcs": 6379, "dashboard": 8265, "client": 10001, "node_manager": 10101,
@@ -180,7 +181,7 @@ def worker(node: dict[str, Any]) -> dict[str, Any]:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    joining = changed(node, "ray", "gcs_address", value=f"127.0.0.1:{port}")
+    joining = changed(node, "ray", "head_raylet_address", value=f"127.0.0.1:{port}")
     return changed(changed(joining, "role", value="worker"), "ray", "ports", value={})
 
 
@@ -188,7 +189,7 @@ def test_a_worker_is_prepared_once_its_head_answers(
     worker: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_service, "HEAD_LIMIT_S", 20.0)
-    port = int(worker["ray"]["gcs_address"].rpartition(":")[2])
+    port = int(worker["ray"]["head_raylet_address"].rpartition(":")[2])
     with socket.socket() as head:
         head.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         head.bind(("127.0.0.1", port))  # refuses until it listens
@@ -205,7 +206,7 @@ def test_a_worker_whose_head_never_answers_says_where_to_look_and_makes_nothing(
     monkeypatch.setattr(ray_service, "HEAD_LIMIT_S", 0.2)
     with pytest.raises(RaytoolsError) as error:
         ray_service.prepare(tmp_path, worker)
-    assert f"the head's GCS at {worker['ray']['gcs_address']} did not answer within" in str(error.value)
+    assert f"raylet at {worker['ray']['head_raylet_address']} did not answer within" in str(error.value)
     assert "Look at the head" in str(error.value)
     assert not Path(worker["temp_dir"]).exists()
 
