@@ -90,7 +90,9 @@ NOTHING = dict.fromkeys(HOSTS, 0)
 class Cluster:
     """The suite's project and its lab."""
 
-    def __init__(self, name: str = "suite") -> None:
+    def __init__(self, name: str = "suite", root: str = ROOT) -> None:
+        self.root = Path(root)
+        self._made_here: Path | None = None
         self.directory = (CHECKOUT / ".raytools").resolve() / f"lab-{name}"
         self.lab = Lab(name, checkout=self.directory)
 
@@ -103,6 +105,7 @@ class Cluster:
             hosts: None: the suite's three.
         """
         self.remove()
+        self._made_here = _first_missing(self.root)
         (self.directory / "inventory").mkdir(parents=True)
         state = self.directory / ".raytools"
         for name in _SHARED_STATE:
@@ -121,9 +124,11 @@ class Cluster:
         return bool(found)
 
     def remove(self) -> None:
-        """Nothing is left of lab and project."""
+        """Nothing is left of lab and project, nor of what the controller has built for them."""
         self.lab.down()
         shutil.rmtree(self.directory, ignore_errors=True)
+        if self._made_here is not None:
+            shutil.rmtree(self._made_here, ignore_errors=True)
 
     # --- commands of the controller ---
 
@@ -242,6 +247,12 @@ class Cluster:
             "-type f -printf '%p %s %m %U\\n' -o -type l -printf '%p %l\\n' -o -type d -printf '%p %m %U\\n' "
             "| sort; cat /etc/passwd /etc/group; ls /tmp",
         )
+
+
+def _first_missing(path: Path) -> Path | None:
+    """The uppermost part of a path that is not there; None if all of it is."""
+    missing = [part for part in (path, *path.parents) if not part.exists()]
+    return missing[-1] if missing else None
 
 
 def _run(command: Sequence[str], cluster: Cluster, wait_s: float, *, apart: bool = False) -> Done:

@@ -22,7 +22,7 @@ SMALL = 'environment:\n  name: small\n  pip: ["ray[default]==2.58.1"]\n'
 @pytest.fixture(scope="module")
 def homes() -> Iterator[Cluster]:
     """Provisioned once; taken down at the end."""
-    cluster = Cluster("noroot")
+    cluster = Cluster("noroot", HOME_ROOT)
     try:
         cluster.create(
             [
