@@ -16,7 +16,6 @@ from typing import Any
 
 from raytools.errors import RaytoolsError
 from raytools.node import ray_view
-from raytools.node.facts import read_node_json
 
 _POLL_S = 0.5
 _TOLD_EVERY_S = 15.0
@@ -81,16 +80,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m raytools.node drain", description=__doc__)
     parser.add_argument("--node-json", required=True)
     parser.add_argument("--timeout", type=float, default=3600.0, metavar="SECONDS")
-    parser.add_argument("targets", nargs="+", metavar="NAME=ADDRESS")
+    parser.add_argument("targets", nargs="+", metavar="NAME=ADDRESS", type=ray_view.named_address)
     options = parser.parse_args(argv)
-    node = read_node_json(options.node_json)
-    if node is None:
-        print(f"{options.node_json} is not a plan or may not be read", file=sys.stderr)
-        return 1
-    try:
-        left = drain(node, dict(one.split("=", 1) for one in options.targets), options.timeout)
-    except RaytoolsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(" ".join(left))
-    return 0
+    return ray_view.with_plan(
+        options.node_json, lambda node: print(*drain(node, dict(options.targets), options.timeout))
+    )

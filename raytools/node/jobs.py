@@ -11,9 +11,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from raytools.errors import RaytoolsError
 from raytools.node import ray_view
-from raytools.node.facts import read_node_json
 
 _INTERNAL = "_ray_internal"  # namespaces of Ray's own drivers, such as the dashboard's
 
@@ -43,13 +41,5 @@ def main(argv: list[str]) -> int:
     """A JSON list on standard output; 1 with the reason on standard error if Ray does not answer."""
     parser = argparse.ArgumentParser(prog="python -m raytools.node jobs", description=__doc__)
     parser.add_argument("--node-json", required=True)
-    node = read_node_json(parser.parse_args(argv).node_json)
-    if node is None:
-        print("there is no plan here, or it may not be read", file=sys.stderr)
-        return 1
-    try:
-        json.dump(living_jobs(node), sys.stdout)
-    except RaytoolsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    options = parser.parse_args(argv)
+    return ray_view.with_plan(options.node_json, lambda node: json.dump(living_jobs(node), sys.stdout))

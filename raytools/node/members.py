@@ -6,14 +6,12 @@ Run on the head with the environment's Python, after all Rays were told to start
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from raytools.errors import RaytoolsError
 from raytools.node import ray_view
-from raytools.node.facts import read_node_json
 
 _PAUSE_S = 0.25
 
@@ -52,17 +50,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m raytools.node members", description=__doc__)
     parser.add_argument("--node-json", required=True)
     parser.add_argument("--timeout", type=float, default=60.0, metavar="SECONDS")
-    parser.add_argument("expected", nargs="+", metavar="NAME=ADDRESS")
+    parser.add_argument("expected", nargs="+", metavar="NAME=ADDRESS", type=ray_view.named_address)
     options = parser.parse_args(argv)
-    node = read_node_json(options.node_json)
-    if node is None:
-        print(f"{options.node_json} is not a plan or may not be read", file=sys.stderr)
-        return 1
-    if not all("=" in one for one in options.expected):
-        parser.error("expected NAME=ADDRESS")
-    try:
-        wait(node, dict(one.split("=", 1) for one in options.expected), options.timeout)
-    except RaytoolsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return ray_view.with_plan(
+        options.node_json, lambda node: wait(node, dict(options.expected), options.timeout)
+    )

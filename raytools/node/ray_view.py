@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,18 +137,39 @@ def _node(info: Any) -> dict[str, Any]:
     }
 
 
+def with_plan(node_json: str, act: Callable[[dict[str, Any]], None]) -> int:
+    """What every command that asks the cluster does: read the plan, act, say in words what went wrong.
+
+    Args:
+        node_json: path of the plan.
+        act: gets the plan; prints its answer.
+
+    Returns:
+        0; 1 with the reason on standard error.
+    """
+    node = read_node_json(node_json)
+    if node is None:
+        print(f"{node_json} is not a plan or may not be read", file=sys.stderr)
+        return 1
+    try:
+        act(node)
+    except RaytoolsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def named_address(text: str) -> tuple[str, str]:
+    """An argument `NAME=ADDRESS`: a node of the inventory, and where Ray knows it."""
+    name, _, address = text.partition("=")
+    if not name or not address:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=ADDRESS")
+    return name, address
+
+
 def main(argv: list[str]) -> int:
     """`python -m raytools.node ray-view --node-json FILE`: JSON on standard output."""
     parser = argparse.ArgumentParser(prog="python -m raytools.node ray-view", description=main.__doc__)
     parser.add_argument("--node-json", required=True, help="the plan of this node")
     options = parser.parse_args(argv)
-    node = read_node_json(options.node_json)
-    if node is None:
-        print(f"{options.node_json} is not a plan or may not be read", file=sys.stderr)
-        return 1
-    try:
-        json.dump(view(node), sys.stdout)
-    except RaytoolsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return with_plan(options.node_json, lambda node: json.dump(view(node), sys.stdout))
