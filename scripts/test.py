@@ -9,10 +9,13 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
 
 from steps import CHECKOUT, VENV, StepError, Steps, guarded, make_venv, require_python, run, say, seconds
 
 BIN = VENV / "bin"
+FAILURE_LINES = 40  # of each failed test, said again at the very end, where a cut-off log still has them
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def main() -> int:
     outcomes = {"linters": _outcome(steps, "Linters: ruff", _lint)}
     for tier in tiers:
         outcomes[tier.name] = _skipped(tier) if tier.obstacle else _run_tier(steps, tier)
+    _say_failed_tests(tiers)
     say("\n" + "\n".join(f"{name:<8} {text}" for name, (_, text) in outcomes.items()))
     return 0 if all(good for good, _ in outcomes.values()) else 1
 
@@ -56,6 +60,7 @@ def _only(tiers: list[Tier]) -> int:
     outcomes = [
         (False, f"FAILED   {tier.obstacle}") if tier.obstacle else _run_tier(steps, tier) for tier in tiers
     ]
+    _say_failed_tests(tiers)
     say("\n" + "\n".join(f"{tier.name:<8} {text}" for tier, (_, text) in zip(tiers, outcomes, strict=True)))
     return 0 if all(good for good, _ in outcomes) else 1
 
@@ -94,13 +99,40 @@ def _lint() -> None:
 
 
 def _run_tier(steps: Steps, tier: Tier) -> tuple[bool, str]:
+    report = _report_of(tier)
+    report.unlink(missing_ok=True)
+
     def tests() -> None:
         run(
-            [BIN / "python", "-m", "pytest", f"tests/{tier.name}", "-q", "-rs", "--durations=15"],
+            [
+                BIN / "python",
+                "-m",
+                "pytest",
+                f"tests/{tier.name}",
+                "-q",
+                "-rs",
+                "--durations=15",
+                f"--junitxml={report}",
+            ],
             f"One test alone: .venv/bin/pytest tests/{tier.name} -k NAME",
         )
 
     return _outcome(steps, f"Tests {tier.name} ({tier.what})", tests)
+
+
+def _report_of(tier: Tier) -> Path:
+    return CHECKOUT / ".raytools" / "logs" / f"tests-{tier.name}.xml"
+
+
+def _say_failed_tests(tiers: list[Tier]) -> None:
+    """Each failed test with the end of what it printed, from pytest's JUnit reports."""
+    for tier in tiers:
+        if tier.obstacle or not _report_of(tier).exists():
+            continue
+        for case in ElementTree.parse(_report_of(tier)).iter("testcase"):
+            for failure in [*case.iter("failure"), *case.iter("error")]:
+                say(f"\n--- failed: {case.get('classname')}::{case.get('name')}")
+                say("\n".join((failure.text or "").splitlines()[-FAILURE_LINES:]))
 
 
 def _outcome(steps: Steps, title: str, action: object) -> tuple[bool, str]:
