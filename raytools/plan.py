@@ -427,7 +427,6 @@ def _ray(node: _Node, head: _Node, slots: Sequence[Slot]) -> tuple[dict[str, Any
     )
     ray = {
         "gcs_address": gcs_address,
-        "head_raylet_address": f"{_bracketed(str(head.address))}:{head.config.ray.ports.node_manager}",
         "start_args": arguments,
         "env": flags,
         "ports": {**ports, "workers": list(config.ports.workers)},

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from raytools.planning import check_facts, environment_ref
 from raytools.preflight import Judged, judge
 from raytools.project import Project
 from raytools.toolkit import PackedToolkit, pack_toolkit
-from raytools.transport import NodeCommand, call
+from raytools.transport import NodeCommand, call, prepare_calls
 
 SCHEMA = "raytools.preflight/1"
 PROBE_TIMEOUT_S = 60.0
@@ -96,9 +97,12 @@ def survey(project: Project, timeout_s: float = PROBE_TIMEOUT_S) -> Survey:
         RaytoolsError: the state directory cannot be written.
     """
     config = load_config(project.config_path)
-    inventory = load_inventory(project.inventory_path)
+    with ThreadPoolExecutor(1) as beside:  # Ansible takes half a second to list the hosts
+        asked = beside.submit(load_inventory, project.inventory_path)
+        packed = pack_toolkit(project.state_dir / "toolkit")
+        prepare_calls()
+        inventory = asked.result()
     configs = host_configs(config, inventory)
-    packed = pack_toolkit(project.state_dir / "toolkit")
     asked_s = time.time()
     states, errors = _ask(project, inventory.hosts, configs, timeout_s)
     answered_s = time.time()

@@ -126,6 +126,13 @@ def call(
         return dict(zip((host.name for host in hosts), pool.map(one, hosts), strict=True))
 
 
+def prepare_calls() -> None:
+    """Does what the first call would do before it connects: half a second of imports, and the package."""
+    import fabric  # noqa: F401
+
+    _archive()
+
+
 def stream(
     host: Host,
     command: NodeCommand,

@@ -129,7 +129,7 @@ def _say_failed_tests(tiers: list[Tier]) -> None:
     for tier in tiers:
         if tier.obstacle or not _report_of(tier).exists():
             continue
-        for case in ElementTree.parse(_report_of(tier)).iter("testcase"):
+        for case in ElementTree.parse(_report_of(tier)).iter("testcase"):  # noqa: S314 - pytest wrote it here
             for failure in [*case.iter("failure"), *case.iter("error")]:
                 say(f"\n--- failed: {case.get('classname')}::{case.get('name')}")
                 say("\n".join((failure.text or "").splitlines()[-FAILURE_LINES:]))

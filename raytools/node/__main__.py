@@ -20,10 +20,12 @@ COMMANDS = {
     "members": "raytools.node.members",
     "ray-view": "raytools.node.ray_view",
     "ray": "raytools.node.ray_service",
+    "ray-unit": "raytools.node.ray_unit",
     "supervise": "raytools.node.supervisor",
     "workload": "raytools.node.workload_runtime",
     "call": "raytools.node.call",
     "run": "raytools.node.run",
+    "start-after": "raytools.node.start_after",
     "enter-main": "raytools.node.enter_main",
 }
 

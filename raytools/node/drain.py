@@ -53,7 +53,8 @@ def _wait(client: Any, going: Mapping[str, str], timeout_s: float) -> None:
             raise RaytoolsError(
                 f"{', '.join(busy)} still at work after {timeout_s:.0f} s; new work goes elsewhere",
                 expected="the tasks there to end",
-                fix="Wait and run this again, or do not wait for them: -e ray_drain_timeout=0",
+                fix="Wait and run this again, or do not wait for them: -e ray_drain_timeout=0. To keep the "
+                "node after all: when its work has ended, playbooks/ray.yml starts its Ray again",
             )
         if time.monotonic() - told >= _TOLD_EVERY_S:
             told = time.monotonic()

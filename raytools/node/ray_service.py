@@ -35,9 +35,11 @@ from raytools.node.ray_state import (
     seen_by_ray,
     write_state,
 )
+from raytools.node.start_after import HEAD_LIMIT_S
 
-START_LIMIT_S = 180.0  # an emulated machine needs a minute
-HEAD_LIMIT_S = 150.0  # below the unit's TimeoutStartSec together with the start itself
+START_LIMIT_S = (
+    HEAD_LIMIT_S + 60.0
+)  # an emulated worker needs half a minute; the unit's TimeoutStartSec is above
 STOP_LIMIT_S = 20.0
 _COMMANDS = ("ensure", "check", "stop", "status", "prepare", "await", "clean")
 
@@ -202,8 +204,6 @@ def prepare(root: Path, node: Mapping[str, Any]) -> dict[str, Any]:
         RayServiceError: a port is busy, the temp dir is another user's.
     """
     answer = check(root, node)
-    if node["role"] != "head":
-        _await_head(node["ray"]["head_raylet_address"])
     ray_temp_dir.make(root, Path(node["temp_dir"]))
     log_path = _log_path(root)
     log_path.parent.mkdir(exist_ok=True)
@@ -212,35 +212,13 @@ def prepare(root: Path, node: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _await_head(address: str) -> None:
-    """A worker may be started beside its head, or long before it after a power failure.
-
-    Waits for the head's raylet, the last of its parts to listen: `ray start` of a worker looks for it every
-    two seconds only, and gives up after 20 looks (Ray 2.58.1, `get_all_node_info_until_retrieved`).
-
-    Raises:
-        RayServiceError: the head did not answer in time.
-    """
-    deadline = time.monotonic() + HEAD_LIMIT_S
-    if not ray_process.answers(address):
-        progress(f"waiting for the head's raylet at {address}, at most {HEAD_LIMIT_S:.0f} s")
-    while not ray_process.answers(address):
-        if time.monotonic() >= deadline:
-            raise RayServiceError(
-                f"the head's raylet at {address} did not answer within {HEAD_LIMIT_S:.0f} s",
-                expected="a head that runs and lets this node reach its port",
-                fix="Look at the head: systemctl status 'raytools-ray-*' there, and its firewall",
-            )
-        time.sleep(0.1)
-
-
 def _log_path(root: Path) -> Path:
     return root / "logs" / "ray.log"
 
 
 def _start(root: Path, node: Mapping[str, Any], seen: dict[str, Any], reason: str) -> dict[str, Any]:
     session = secrets.token_hex(8)
-    argv = [f"{node['environment']['prefix']}/bin/ray", "start", *node["ray"]["start_args"]]
+    argv = _start_command(node)
     environment = ray_process.ray_environment(node, session, os.environ)
     main_process = ray_process.start_detached(argv, environment, _log_path(root))
     state = State(
@@ -261,6 +239,21 @@ def _start(root: Path, node: Mapping[str, Any], seen: dict[str, Any], reason: st
         forget(root)
         raise error
     return _up(root, state, raylet, reason)
+
+
+def _start_command(node: Mapping[str, Any]) -> list[str]:
+    """`ray start` as the plan says; a worker's waits for its head."""
+    ray_start = [f"{node['environment']['prefix']}/bin/ray", "start", *node["ray"]["start_args"]]
+    if node["role"] == "head":
+        return ray_start
+    return [
+        node["python"],
+        "-m",
+        "raytools.node",
+        "start-after",
+        node["ray"]["gcs_address"],
+        *ray_start,
+    ]
 
 
 def _up(root: Path, state: State, raylet: ProcessId, reason: str) -> dict[str, Any]:

@@ -61,16 +61,22 @@ def connect(node: Mapping[str, Any]) -> Any:
     """
     address = node["ray"]["gcs_address"]
     _require_listener(address)
+    if node["ray"]["auth"] == "token":
+        _require_token(node["ray"]["token_path"])
     # Ray reads these when it is imported
     os.environ["RAY_AUTH_MODE"] = node["ray"]["auth"]
     if node["ray"]["auth"] == "token":
-        _require_token(node["ray"]["token_path"])
         os.environ["RAY_AUTH_TOKEN_PATH"] = node["ray"]["token_path"]
     os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(ANSWER_WAIT_S))
+    with answering(address):
+        return new_client(address)
+
+
+def new_client(address: str) -> Any:
+    """A client of a GCS that listens, admitted by what this process's environment says of the token."""
     from ray._raylet import GcsClient
 
-    with answering(address):
-        return GcsClient(address=address)
+    return GcsClient(address=address)
 
 
 @contextlib.contextmanager

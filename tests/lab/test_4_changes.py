@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from tests.lab.cluster import HEAD, HOSTS, NOTHING, ROOT, Cluster, until
 
 pytestmark = pytest.mark.timeout(900)
 
+OTHER_RAY = "2.58.0"
 AS_RAY = "setpriv --reuid=ray --regid=ray --init-groups --reset-env"
 DRIVER = """
 import os, sys, time
@@ -118,7 +118,11 @@ def test_only_a_new_node_is_built_and_a_node_that_leaves_is_drained_and_bare(clu
     head = cluster.play("remove", "-e", f"node={HEAD}", "-e", "confirm=yes")
     assert head.exit_code != 0
     assert "expected one of the workers" in head.said
-    with working(cluster, "n4", 12) as said:
+    with working(cluster, "n4", 20) as said:
+        busy = cluster.play("remove", "-e", "node=n4", "-e", "confirm=yes", "-e", "ray_drain_timeout=2")
+        assert busy.exit_code != 0
+        assert "n4 still at work after 2 s" in busy.said
+        assert busy.changed == {"n4": 0}
         removed = cluster.play("remove", "-e", "node=n4", "-e", "confirm=yes")
         assert said.read_text().strip() == "finished"
     assert removed.exit_code == 0, removed.output
@@ -164,13 +168,31 @@ def test_another_environment_with_the_same_ray_is_rolled_out_without_losing_work
     assert cluster.play("cluster").changed == NOTHING
 
 
+def test_another_ray_is_switched_to_on_all_nodes_together(cluster: Cluster) -> None:
+    before = environments(cluster)
+    text = cluster.lab.cluster_yaml.read_text()
+    cluster.lab.cluster_yaml.write_text(
+        text.replace("ray[default,tune]==2.58.1", f"ray[default,tune]=={OTHER_RAY}")
+    )
+    assert cluster.raytools("env", "lock").exit_code == 0
+    with working(cluster, "n3", 25) as said:
+        done = cluster.play("upgrade", "-e", "confirm=yes", "-e", "ray_drain_timeout=120")
+        assert said.read_text().startswith("finished")
+    assert done.exit_code == 0, done.output
+    assert f"(Ray {OTHER_RAY}, Python" in done.said
+    assert "drained, stopped and switched together" in done.said
+    assert environments(cluster) != before
+    assert cluster.alive() == set(cluster.lab.addresses.values())
+    assert cluster.play("cluster").changed == NOTHING
+
+
 def test_a_former_environment_is_had_back(cluster: Cluster) -> None:
     before = environments(cluster)
     text = cluster.lab.cluster_yaml.read_text()
     refused = cluster.raytools("env", "rollback")
     assert refused.exit_code == 2
-    assert '"optuna"]' in refused.said  # what to change back
-    cluster.lab.cluster_yaml.write_text(re.sub(r"environment:\n  pip: .*\n", "", text))
+    assert "ray[default,tune]==2.58.1" in refused.said  # what to change back
+    cluster.lab.cluster_yaml.write_text(text.replace(OTHER_RAY, "2.58.1"))
     assert cluster.raytools("env", "rollback").exit_code == 0
     done = cluster.play("upgrade", "-e", "confirm=yes")
     assert done.exit_code == 0, done.output

@@ -10,8 +10,6 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,6 @@ def node(tmp_path: Path) -> dict[str, Any]:
         "logical": {"CPU": 2},
         "ray": {
             "gcs_address": "192.0.2.1:6379",
-            "head_raylet_address": "192.0.2.1:10101",
             "start_args": ["--head", '--resources={"run_slot": 1}', "--block"],
             "env": {"OMP_WAIT_POLICY": "passive", "PERCENT": 'a%b "c" $d \\e'},
             "ports": {"gcs": 6379, "dashboard": 8265, "client": 10001, "node_manager": 10101,
@@ -128,12 +125,13 @@ def test_authentication_is_explicit_also_when_it_is_off(node: dict[str, Any]) ->
     assert "RAY_AUTH_TOKEN_PATH" not in environment
 
 
-def unit_of(node: dict[str, Any]) -> list[tuple[str, str]]:
+def unit_of(node: dict[str, Any], cgroup_mode: str = "v1") -> list[tuple[str, str]]:
     """Keys and values of the systemd unit, rendered as Ansible does."""
     template = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True, autoescape=False)
     text = template.from_string(UNIT_TEMPLATE.read_text()).render(
-        ray_plan=node, ray_proxy={"https_proxy": "http://p:1"}, ray_digest="0a1b"
-    )
+        ray_plan=node, ray_proxy={"https_proxy": "http://p:1"}, ray_digest="0a1b",
+        ray_state={"facts": {"cgroup": {"mode": cgroup_mode}}},
+    )  # fmt: skip
     lines = [line for line in text.splitlines() if "=" in line and not line.startswith("#")]
     return [(line.partition("=")[0], line.partition("=")[2]) for line in lines]
 
@@ -158,7 +156,16 @@ def test_the_systemd_unit_starts_ray_with_the_plans_arguments(node: dict[str, An
     assert unit["Delegate"] == "cpuset cpu memory pids"
 
 
-def test_the_systemd_unit_runs_ray_as_its_account_which_root_gives_groups_to(node: dict[str, Any]) -> None:
+def test_the_unit_of_a_worker_waits_for_its_head(node: dict[str, Any]) -> None:
+    unit = dict(unit_of(changed(node, "role", value="worker")))
+    command = shlex.split(unit["ExecStart"])
+    assert command[:6] == [
+        node["python"], "-m", "raytools.node", "enter-main", "--after", node["ray"]["gcs_address"],
+    ]  # fmt: skip
+    assert command[6:8] == ["/e/bin/ray", "start"]
+
+
+def test_on_cgroup_v1_the_unit_gives_groups_to_its_account_as_root(node: dict[str, Any]) -> None:
     steps = [shlex.split(value) for key, value in unit_of(node) if key == "ExecStartPre"]
     assert dict(unit_of(node))["User"] == "ray"
     assert steps[0][0].startswith("+")  # the one step that is root's
@@ -166,57 +173,15 @@ def test_the_systemd_unit_runs_ray_as_its_account_which_root_gives_groups_to(nod
     assert not any(step[0].startswith("+") for step in steps[1:])
 
 
+def test_on_cgroup_v2_the_unit_does_nothing_as_root(node: dict[str, Any]) -> None:
+    steps = [value for key, value in unit_of(node, cgroup_mode="v2") if key.startswith("Exec")]
+    assert not any(step.startswith("+") or "grant" in step for step in steps)
+
+
 def test_without_an_account_of_its_own_the_unit_names_no_user(node: dict[str, Any]) -> None:
     unit = unit_of(changed(node, "user", value=None))
     assert "User" not in dict(unit)
     assert not any("grant" in value for key, value in unit if key.startswith("Exec"))
-
-
-# --- a worker waits for its head ------------------------------------------------------------------
-
-
-@pytest.fixture
-def worker(node: dict[str, Any]) -> dict[str, Any]:
-    """A plan that joins the head at a port of this machine on which nothing listens yet."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-    joining = changed(node, "ray", "head_raylet_address", value=f"127.0.0.1:{port}")
-    return changed(changed(joining, "role", value="worker"), "ray", "ports", value={})
-
-
-def test_a_worker_is_prepared_once_its_head_answers(
-    worker: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_service, "HEAD_LIMIT_S", 20.0)
-    port = int(worker["ray"]["head_raylet_address"].rpartition(":")[2])
-    with socket.socket() as head:
-        head.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        head.bind(("127.0.0.1", port))  # refuses until it listens
-        threading.Timer(0.3, head.listen).start()
-        started = time.monotonic()
-        assert ray_service.prepare(tmp_path, worker)["changed"] is False
-        assert 0.2 < time.monotonic() - started < 10
-    assert Path(worker["temp_dir"]).is_dir()
-
-
-def test_a_worker_whose_head_never_answers_says_where_to_look_and_makes_nothing(
-    worker: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_service, "HEAD_LIMIT_S", 0.2)
-    with pytest.raises(RaytoolsError) as error:
-        ray_service.prepare(tmp_path, worker)
-    assert f"raylet at {worker['ray']['head_raylet_address']} did not answer within" in str(error.value)
-    assert "Look at the head" in str(error.value)
-    assert not Path(worker["temp_dir"]).exists()
-
-
-def test_a_head_waits_for_nobody(
-    node: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_service, "HEAD_LIMIT_S", 0.2)
-    ray_service.prepare(tmp_path, changed(node, "ray", "ports", value={}))
-    assert Path(node["temp_dir"]).is_dir()
 
 
 # --- ports ----------------------------------------------------------------------------------------

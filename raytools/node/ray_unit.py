@@ -1,0 +1,84 @@
+"""The Ray unit: `python -m raytools.node ray-unit --root DIR`, its text on standard input, as root.
+
+One call writes, enables and starts it: each step of its own would cost a connection's round trip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from raytools.errors import RaytoolsError
+from raytools.node.ray_failure import RayServiceError
+from raytools.node.ray_state import read_node
+
+_DIRECTORY = Path("/etc/systemd/system")
+_MODE = 0o640  # a proxy's password may be in it
+_QUOTED_LINES = 12
+
+
+def restart(root: Path, cluster: str, text: str) -> None:
+    """The unit says this, is enabled, and is started or restarted; returns when Ray has joined.
+
+    Args:
+        root: of this node.
+        cluster: names the unit.
+        text: of the unit.
+
+    Raises:
+        RaytoolsError: systemd refused it, or Ray did not start: with the end of its log.
+    """
+    unit = f"raytools-ray-{cluster}.service"
+    _write(_DIRECTORY / unit, text)
+    _systemctl("enable", "--quiet", unit)  # reads all units anew, too
+    try:
+        _systemctl("restart", unit)
+    except RaytoolsError as error:
+        raise RayServiceError(
+            f"Ray did not start. {_last_words(root / 'logs' / 'ray.log', error)}"
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _MODE), "w") as new:
+        new.write(text)
+        os.fsync(new.fileno())
+    beside.replace(path)
+
+
+def _systemctl(*arguments: str) -> None:
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RaytoolsError(
+            f"systemctl {' '.join(arguments)} failed: {done.stderr.strip() or done.returncode}",
+            expected="systemd to do what root asks",
+        )
+
+
+def _last_words(log: Path, error: RaytoolsError) -> str:
+    try:
+        lines = log.read_text(errors="replace").splitlines()[-_QUOTED_LINES:]
+    except OSError:
+        return str(error)
+    return "\n".join([f"The end of {log}:", *lines])
+
+
+def main(argv: list[str]) -> int:
+    """0 once Ray is up; 1 with the reason on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m raytools.node ray-unit", description=__doc__)
+    parser.add_argument("--root", required=True, type=Path)
+    options = parser.parse_args(argv)
+    root = options.root.absolute()
+    try:
+        restart(root, read_node(root / "node.json")["cluster"], sys.stdin.read())
+    except (RaytoolsError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps({"changed": True}))
+    return 0
