@@ -10,7 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from raytools.errors import RaytoolsError
 from raytools.node.ray_failure import RayServiceError
@@ -19,28 +22,39 @@ from raytools.node.ray_state import read_node
 _DIRECTORY = Path("/etc/systemd/system")
 _MODE = 0o640  # a proxy's password may be in it
 _QUOTED_LINES = 12
+_ENDING_S = 60.0  # longer no head takes to end, emulated or not
 
 
-def restart(root: Path, cluster: str, text: str) -> None:
+def restart(root: Path, node: Mapping[str, Any], text: str) -> None:
     """The unit says this, is enabled, and is started or restarted; returns when Ray has joined.
 
     Args:
         root: of this node.
-        cluster: names the unit.
+        node: its plan.
         text: of the unit.
 
     Raises:
         RaytoolsError: systemd refused it, or Ray did not start: with the end of its log.
     """
-    unit = f"raytools-ray-{cluster}.service"
+    unit, is_head = f"raytools-ray-{node['cluster']}.service", node["role"] == "head"
     _write(_DIRECTORY / unit, text)
     _systemctl("enable", "--quiet", unit)  # reads all units anew, too
     try:
-        _systemctl("restart", unit)
+        _restart(unit, again=not is_head)
     except RaytoolsError as error:
-        raise RayServiceError(
-            f"Ray did not start. {_last_words(root / 'logs' / 'ray.log', error)}"
-        ) from error
+        said = _last_words(root / "logs" / "ray.log", error)
+        raise RayServiceError("Ray did not start. " + said) from error
+
+
+def _restart(unit: str, *, again: bool) -> None:
+    """Once more for a worker: where all are restarted, it may have met the head that was just ending."""
+    began = time.monotonic()
+    try:
+        _systemctl("restart", unit)
+    except RaytoolsError:
+        if not again or time.monotonic() - began > _ENDING_S:
+            raise
+        _systemctl("restart", unit)
 
 
 def _write(path: Path, text: str) -> None:
@@ -76,7 +90,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     root = options.root.absolute()
     try:
-        restart(root, read_node(root / "node.json")["cluster"], sys.stdin.read())
+        restart(root, read_node(root / "node.json"), sys.stdin.read())
     except (RaytoolsError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

@@ -11,7 +11,9 @@ import importlib
 import runpy
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from raytools.errors import RaytoolsError
 from raytools.node import ray_view
@@ -66,12 +68,16 @@ def await_head(gcs_address: str, limit_s: float) -> None:
     try:
         with ray_view.answering(gcs_address):
             client = ray_view.new_client(gcs_address)
-            while not any(node["is_head"] for node in ray_view.nodes_of(client)):
+            while not any(_is_living_head(node) for node in ray_view.nodes_of(client)):
                 _pause(deadline, f"the GCS at {gcs_address} reported no head node within {limit_s:.0f} s")
     except RayServiceError:
         raise
     except (ImportError, RaytoolsError) as error:
         progress(f"{error}\nWhat `ray start` says of it:")
+
+
+def _is_living_head(node: Mapping[str, Any]) -> bool:
+    return bool(node["is_head"]) and node["state"] == "ALIVE"
 
 
 def _pause(deadline: float, found: str) -> None:
