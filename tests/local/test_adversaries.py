@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.local.limited_runs import (
+    PATIENCE,
     PYTHON,
     Requester,
     Runs,
@@ -137,7 +138,7 @@ def test_a_thread_bomb_meets_the_limit_on_processes(runs: Runs) -> None:
 def test_processes_that_replace_each_other_by_vfork_and_exec_are_not_outrun(runs: Runs) -> None:
     result = runs.run(*runs.program("exec_storm.py"), options=("--time", "1s"))
     assert result.ending == (124, "timeout")
-    assert result.record["used"]["wall_s"] < 3
+    assert result.record["used"]["wall_s"] < 3 * PATIENCE
 
 
 def test_thousands_of_zombies_end_with_their_parent(runs: Runs) -> None:
@@ -170,7 +171,7 @@ def test_a_daemon_deaf_to_all_signals_does_not_outlive_the_run(runs: Runs) -> No
 def test_a_daemon_deaf_to_all_signals_ends_at_the_time_limit(runs: Runs) -> None:
     result = runs.run(*runs.program("deaf_daemon.py", "stay"), options=("--time", "0.5s", "--grace", "0.2s"))
     assert result.ending == (124, "timeout")
-    assert result.record["used"]["wall_s"] < 2
+    assert result.record["used"]["wall_s"] < 2 * PATIENCE
 
 
 def test_a_daemon_in_namespaces_of_its_own_does_not_outlive_the_run(runs: Runs) -> None:
@@ -189,7 +190,7 @@ def test_a_daemon_that_holds_the_output_pipe_does_not_hold_the_reader(runs: Runs
 def test_a_tree_that_stopped_itself_ends_at_its_time(runs: Runs) -> None:
     result = runs.run(*runs.program("stopped_tree.py"), options=("--time", "0.5s"))
     assert (result.stdout, *result.ending) == ("stopping\n", 124, "timeout")
-    assert result.record["used"]["wall_s"] < 2
+    assert result.record["used"]["wall_s"] < 2 * PATIENCE
     assert result.record["used"]["processes_swept"] == 10
 
 
@@ -197,13 +198,13 @@ def test_a_tree_that_stopped_itself_ends_at_its_time(runs: Runs) -> None:
 def test_a_run_that_signals_the_process_above_it_ends_at_its_time(runs: Runs, number: str) -> None:
     result = runs.run(*runs.program("signal_parent.py", number), options=("--time", "0.5s"), timeout_s=8)
     assert result.ending == (124, "timeout")
-    assert result.record["used"]["wall_s"] < 2
+    assert result.record["used"]["wall_s"] < 2 * PATIENCE
 
 
 def test_a_run_that_stops_and_continues_all_the_time_ends_at_its_time(runs: Runs) -> None:
     result = runs.run(*runs.program("stop_and_go.py"), options=("--time", "1s"))
     assert result.ending == (124, "timeout")
-    assert result.record["used"]["wall_s"] < 3
+    assert result.record["used"]["wall_s"] < 3 * PATIENCE
 
 
 # Leaving the groups
@@ -252,7 +253,7 @@ def test_a_daemon_in_cgroups_of_its_own_making_does_not_outlive_the_run(runs: Ru
 def test_a_run_that_freezes_its_own_group_ends_at_its_time(runs: Runs) -> None:
     result = runs.run(*runs.program("hide.py", "frozen", runs.token), options=("--time", "1s"))
     assert result.ending in [(124, "timeout"), (0, "ok")]  # ok where the kernel did not let it
-    assert result.record["used"]["wall_s"] < 3
+    assert result.record["used"]["wall_s"] < 3 * PATIENCE
 
 
 def test_threads_that_pin_themselves_elsewhere_stay_on_the_cpus_of_the_run(runs: Runs) -> None:
@@ -392,7 +393,7 @@ def test_a_run_that_takes_the_locks_of_the_node_ends_at_its_time(runs: Runs) -> 
     script = "for lock in locks/*; do flock -n $lock sleep 7531 & done; wait; sleep 7531"
     result = runs.run("sh", "-c", script, options=("--time", "1s"))
     assert result.ending == (124, "timeout")
-    assert result.record["used"]["wall_s"] < 3
+    assert result.record["used"]["wall_s"] < 3 * PATIENCE
 
 
 HOLDER = (
@@ -436,7 +437,7 @@ def test_killing_raytools_run_ends_the_whole_run_within_a_second(runs: Runs) -> 
     run = runs.start("sh", "-c", TREE, "sh", *FOR_EVER)
     assert len(runs.processes()) >= 4  # the requester, its supervisor, the command, the daemon
     run.process.kill()
-    assert wait_until(lambda: not runs.processes()) < 1
+    assert wait_until(lambda: not runs.processes()) < 1 * PATIENCE
     assert run.record()["outcome"] == "killed"
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from .limited_runs import PATIENCE
 from .planned_node import CHECKOUT, built_prefix, free_base_port, write_node
 
 pytestmark = pytest.mark.timeout(300)
@@ -142,7 +143,7 @@ def test_ray_starts_as_planned_outlives_its_shell_and_a_second_ensure_does_nothi
         "raylet_pid": first.data["raylet_pid"],
         "digest": first.data["digest"],
     }
-    assert again.wall_s < 1.0, "0.15 s alone on the machine"
+    assert again.wall_s < 1.0 * PATIENCE, "0.15 s alone on the machine"
 
     running = place.ray("status").data
     assert running["running"] is True
@@ -184,7 +185,7 @@ def test_stop_ends_a_busy_ray_and_all_its_processes_within_its_time(place: Place
     assert stopped.exit_code == 0, stopped.errors
     assert stopped.data["changed"] is True
     assert stopped.data["killed"] == []
-    assert stopped.wall_s < 20
+    assert stopped.wall_s < 20 * PATIENCE
     assert place.processes() == set()
     assert [process for process in before if _lives(process)] == []
     assert list((place.root / "ray").glob("session_*/sockets")) == []
