@@ -3,12 +3,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 LAB_RUN := $(VENV)/bin/python -m tests.lab.containers
-LAB ?= lab
-N ?= 3
+VM_RUN := $(VENV)/bin/python -m tests.lab.machines
 HOST ?=
+SPECIAL_HOSTS = $(foreach host,$(HOST),--host "$(host)")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart stop test lint lab-deps lab-up lab-down lab-clean vm-up vm-down test-lab test-vm
+.PHONY: help quickstart stop test lint lab-deps lab-up lab-down lab-clean vm-deps vm-up vm-down vm-clean test-lab test-vm
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -30,10 +30,10 @@ lab-deps: .lab-venv ## install what the lab of containers needs (podman and othe
 	@$(LAB_RUN) deps
 
 lab-up: .lab-venv ## several hosts in containers: N=3 LAB=lab HOST="n3:cpus=0,memory=2g n2:user=alice"
-	@$(LAB_RUN) up --lab "$(LAB)" --hosts "$(N)" $(foreach host,$(HOST),--host "$(host)")
+	@$(LAB_RUN) up --lab "$(or $(LAB),lab)" --hosts "$(or $(N),3)" $(SPECIAL_HOSTS)
 
 lab-down: .lab-venv ## end them and remove all of that lab (LAB=lab)
-	@$(LAB_RUN) down --lab "$(LAB)"
+	@$(LAB_RUN) down --lab "$(or $(LAB),lab)"
 
 test-lab: .python ## the playbooks on three hosts in a lab of its own (15 minutes; once before: make lab-deps)
 	@"$(PYTHON)" scripts/test.py lab
@@ -41,18 +41,25 @@ test-lab: .python ## the playbooks on three hosts in a lab of its own (15 minute
 lab-clean: .lab-venv ## end all labs of this checkout; remove the cached image too
 	@$(LAB_RUN) clean
 
-vm-up: .not-yet ## (not in this version) start virtual machines
-vm-down: .not-yet ## (not in this version) end them
-test-vm: .not-yet ## (not in this version) tests on virtual machines
+vm-deps: .lab-venv ## install what the lab of virtual machines needs (qemu and others; apt-get)
+	@$(VM_RUN) deps
 
-.PHONY: .python .lab-venv .not-yet
+vm-up: .lab-venv ## several virtual machines: N=2 LAB=vm HOST="n2:cpus=1,memory=3g,user=alice"
+	@$(VM_RUN) up --lab "$(or $(LAB),vm)" --hosts "$(or $(N),2)" $(SPECIAL_HOSTS)
+
+vm-down: .lab-venv ## end them and remove all of that lab (LAB=vm)
+	@$(VM_RUN) down --lab "$(or $(LAB),vm)"
+
+vm-clean: .lab-venv ## end all labs of virtual machines of this checkout; remove the cached image too
+	@$(VM_RUN) clean
+
+test-vm: .python ## NFS on two virtual machines of their own (once before: make vm-deps)
+	@"$(PYTHON)" scripts/test.py vm
+
+.PHONY: .python .lab-venv
 .python:
 	@if [ -z "$(PYTHON)" ]; then echo "Found no Python, expected 3.11 or newer." \
 	"Install one (Debian 12: sudo apt-get install python3.11-venv), or name it: make PYTHON=/path/to/python3.11 ..."; exit 1; fi
 
 .lab-venv: .python
 	@[ -x $(VENV)/bin/python ] || PYTHONPATH=scripts "$(PYTHON)" -c 'import steps; steps.make_venv("dev")'
-
-# The lab of several hosts is not part of this version; saying so beats pretending.
-.not-yet:
-	@echo "make $(MAKECMDGOALS): not in this version. The lab of several hosts comes with the second node." >&2; exit 2

@@ -25,7 +25,12 @@ class Tier:
     name: str
     what: str
     obstacle: str | None = None
-    in_this_version: bool = True
+    asked_for_only: bool = False
+
+    @property
+    def is_skipped(self) -> bool:
+        """In a run of all tiers."""
+        return self.asked_for_only or self.obstacle is not None
 
 
 def main() -> int:
@@ -34,19 +39,21 @@ def main() -> int:
     Arguments name tiers: those alone, without the linters; then one that cannot run is a failure.
     """
     require_python()
+    for old in (CHECKOUT / ".raytools" / "logs").glob("tests-*.xml"):
+        old.unlink()
     wanted = sys.argv[1:]
     tiers = [tier for tier in find_tiers() if not wanted or tier.name in wanted]
     if len(tiers) < len(wanted):
         raise StepError(f"{' '.join(wanted)}: expected some of unit, local, lab, vm")
     if wanted:
         return _only(tiers)
-    steps = Steps(total=2 + sum(tier.obstacle is None for tier in tiers))
+    steps = Steps(total=2 + sum(not tier.is_skipped for tier in tiers))
     with steps.step("Install raytools with its development tools into .venv (pip)"):
         if not make_venv("dev"):
             say("      nothing to do: pyproject.toml has not changed")
     outcomes = {"linters": _outcome(steps, "Linters: ruff", _lint)}
     for tier in tiers:
-        outcomes[tier.name] = _skipped(tier) if tier.obstacle else _run_tier(steps, tier)
+        outcomes[tier.name] = _skipped(tier) if tier.is_skipped else _run_tier(steps, tier)
     _say_failed_tests(tiers)
     say("\n" + "\n".join(f"{name:<8} {text}" for name, (_, text) in outcomes.items()))
     return 0 if all(good for good, _ in outcomes.values()) else 1
@@ -68,25 +75,29 @@ def _only(tiers: list[Tier]) -> int:
 def find_tiers() -> list[Tier]:
     """The tiers of the project, the quick ones first."""
     local = None if platform.system() == "Linux" else f"needs Linux, this is {platform.system()}"
-    later = "not in this version: it comes with machines that have a kernel of their own"
     return [
         Tier("unit", "everywhere: no root, no network"),
         Tier("local", "this machine: cgroups, a real Ray", local),
-        Tier("lab", "three hosts in containers, the playbooks on them", lab_obstacle()),
-        Tier("vm", "machines with a kernel of their own", later, in_this_version=False),
+        Tier("lab", "three hosts in containers, the playbooks on them", lab_obstacle("containers")),
+        Tier("vm", "two machines with a kernel of their own, NFS on them", lab_obstacle("machines"), True),
     ]
 
 
-def lab_obstacle() -> str | None:
-    """What this machine lacks for the lab, with the command that changes it; None if there is nothing."""
+def lab_obstacle(kind: str) -> str | None:
+    """What this machine lacks for a lab, with the command that changes it; None if there is nothing.
+
+    Args:
+        kind: `containers` or `machines`.
+    """
     if platform.system() != "Linux":
         return f"needs Linux, this is {platform.system()}"
     sys.path.insert(0, str(CHECKOUT))
-    from tests.lab.containers.dependencies import require
-    from tests.lab.containers.hosts import LabError
+    from tests.lab.containers import dependencies as containers
+    from tests.lab.hosts import LabError
+    from tests.lab.machines import dependencies as machines
 
     try:
-        require()
+        containers.require() if kind == "containers" else machines.require(CHECKOUT)
     except LabError as error:
         return " ".join(str(error).split())
     return None
@@ -100,7 +111,6 @@ def _lint() -> None:
 
 def _run_tier(steps: Steps, tier: Tier) -> tuple[bool, str]:
     report = _report_of(tier)
-    report.unlink(missing_ok=True)
 
     def tests() -> None:
         run(
@@ -127,7 +137,7 @@ def _report_of(tier: Tier) -> Path:
 def _say_failed_tests(tiers: list[Tier]) -> None:
     """Each failed test with the end of what it printed, from pytest's JUnit reports."""
     for tier in tiers:
-        if tier.obstacle or not _report_of(tier).exists():
+        if not _report_of(tier).exists():
             continue
         for case in ElementTree.parse(_report_of(tier)).iter("testcase"):  # noqa: S314 - pytest wrote it here
             for failure in [*case.iter("failure"), *case.iter("error")]:
@@ -148,7 +158,9 @@ def _outcome(steps: Steps, title: str, action: object) -> tuple[bool, str]:
 
 
 def _skipped(tier: Tier) -> tuple[bool, str]:
-    required = tier.in_this_version and os.environ.get("CI") == "true"
+    if tier.asked_for_only:
+        return True, f"skipped  {tier.what}: make test-{tier.name}"
+    required = os.environ.get("CI") == "true"
     return not required, f"{'FAILED ' if required else 'skipped'}  {tier.what}: {tier.obstacle}"
 
 

@@ -88,13 +88,21 @@ NOTHING = dict.fromkeys(HOSTS, 0)
 
 
 class Cluster:
-    """The suite's project and its lab."""
+    """The suite's project and its lab.
 
-    def __init__(self, name: str = "suite", root: str = ROOT) -> None:
+    Args:
+        name: of the lab.
+        root: raytools' on the hosts.
+        lab: makes the lab for the project's directory; None: one of containers.
+    """
+
+    def __init__(
+        self, name: str = "suite", root: str = ROOT, lab: Callable[[Path], Any] | None = None
+    ) -> None:
         self.root = Path(root)
         self._made_here: Path | None = None
         self.directory = (CHECKOUT / ".raytools").resolve() / f"lab-{name}"
-        self.lab = Lab(name, checkout=self.directory)
+        self.lab = lab(self.directory) if lab else Lab(name, checkout=self.directory)
 
     # --- the project ---
 

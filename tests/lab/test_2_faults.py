@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from tests.lab.cluster import HEAD, HOSTS, NOTHING, ROOT, Cluster, Done, until
+from tests.lab.commands import run
 from tests.lab.containers import HostSpec
-from tests.lab.containers.commands import run
 
 pytestmark = pytest.mark.timeout(600)
 

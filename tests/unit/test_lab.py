@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from tests.lab.containers import container, dependencies, files, image, keys, network
-from tests.lab.containers.hosts import HostSpec, LabError, check_unique, parse_host, plain_hosts
+from tests.lab import debian, files, keys, packages
+from tests.lab.addresses import Subnet, host_address, mac_address
+from tests.lab.containers import container, dependencies, image, network
+from tests.lab.containers.hosts import HostSpec, parse_host, plain_hosts
 from tests.lab.containers.lab import Lab
+from tests.lab.hosts import Endpoint, LabError, check_unique
 
 KEY = "ssh-ed25519 AAAAkey n1"
 ADDRESSES = {"n1": "10.91.7.11", "n2": "10.91.7.12"}
+
+
+def inventory_of(hosts: list[HostSpec]) -> dict[str, Any]:
+    endpoints = {host.name: Endpoint(ADDRESSES[host.name], host.port) for host in hosts}
+    text = files.inventory_text("lab", hosts, endpoints, ADDRESSES, Path("/c/key"), Lab.TARGETS)
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
 
 
 # --- what is asked for ---
@@ -79,8 +90,7 @@ def test_a_name_that_cannot_be_a_lab_is_refused(name: str, tmp_path: Path) -> No
 
 
 def test_the_first_host_is_the_head_and_common_variables_are_said_once() -> None:
-    text = files.inventory_text("lab", plain_hosts(2), ADDRESSES, Path("/c/key"))
-    inventory = yaml.safe_load(text)
+    inventory = inventory_of(plain_hosts(2))
     assert inventory["all"]["vars"] == {
         "ansible_user": "admin",
         "ansible_become": True,
@@ -92,7 +102,7 @@ def test_the_first_host_is_the_head_and_common_variables_are_said_once() -> None
 
 def test_a_host_that_differs_says_so_itself() -> None:
     hosts = [HostSpec("n1"), HostSpec("n2", user="alice", port=2222)]
-    inventory = yaml.safe_load(files.inventory_text("lab", hosts, ADDRESSES, Path("/c/key")))
+    inventory = inventory_of(hosts)
     assert inventory["workers"]["hosts"]["n2"] == {
         "ansible_host": "10.91.7.12",
         "ansible_user": "alice",
@@ -103,7 +113,7 @@ def test_a_host_that_differs_says_so_itself() -> None:
 
 
 def test_one_host_is_a_head_without_workers() -> None:
-    inventory = yaml.safe_load(files.inventory_text("lab", plain_hosts(1), ADDRESSES, Path("/k")))
+    inventory = inventory_of(plain_hosts(1))
     assert inventory["workers"]["hosts"] == {}
 
 
@@ -151,20 +161,20 @@ def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path) -> None:
 
 def test_a_lab_keeps_its_subnet_unless_that_is_in_use() -> None:
     first = network.choose_subnet("lab", [])
-    assert network.choose_subnet("lab", [], "10.91.3.0/24") == network.Subnet("10.91.3.0/24")
+    assert network.choose_subnet("lab", [], "10.91.3.0/24") == Subnet("10.91.3.0/24")
     assert not network.choose_subnet("lab", [first]).overlaps(first)
 
 
 def test_no_subnet_is_taken_from_a_routed_range() -> None:
     with pytest.raises(LabError, match="No free subnet"):
-        network.choose_subnet("lab", [network.Subnet("10.0.0.0/8")])
+        network.choose_subnet("lab", [Subnet("10.0.0.0/8")])
 
 
 def test_every_address_has_a_mac_of_its_own() -> None:
-    subnet = network.Subnet("10.91.7.0/24")
-    addresses = [network.host_address(subnet, index) for index in range(32)]
+    subnet = Subnet("10.91.7.0/24")
+    addresses = [host_address(subnet, index) for index in range(32)]
     assert addresses[0] == "10.91.7.11"
-    assert len({network.mac_address(address) for address in addresses}) == 32
+    assert len({mac_address(address) for address in addresses}) == 32
 
 
 # --- podman's arguments ---
@@ -205,22 +215,24 @@ def test_cgroups_of_a_lab_are_removed_and_no_others(tmp_path: Path) -> None:
 
 def test_only_the_releases_apt_sources_are_used() -> None:
     ours = "Types: deb\nURIs: http://a/debian\nSuites: bookworm bookworm-updates\n"
-    assert image.release_stanzas(f"{ours}\n# x\nTypes: deb\nSuites: nodistro\n") == ours
-    assert image.release_stanzas("Suites: bookworm\nEnabled: no\n") == ""
+    assert debian.release_stanzas(f"{ours}\n# x\nTypes: deb\nSuites: nodistro\n") == ours
+    assert debian.release_stanzas("Suites: bookworm\nEnabled: no\n") == ""
     line = "deb [signed-by=/k x=y] http://a/debian bookworm main\n"
-    assert image.release_lines(f"{line}deb http://b/c cloud-bookworm main\n# deb http://a bookworm\n") == line
+    assert (
+        debian.release_lines(f"{line}deb http://b/c cloud-bookworm main\n# deb http://a bookworm\n") == line
+    )
 
 
 def test_another_recipe_is_another_image(monkeypatch: pytest.MonkeyPatch) -> None:
     before = image.tag()
     assert image.tag() == before
-    monkeypatch.setattr(image, "RELEASE", "trixie")
+    monkeypatch.setattr(debian, "RELEASE", "trixie")
     assert image.tag() != before
 
 
 def test_what_is_missing_is_named_with_its_command() -> None:
     missing = dependencies.missing_packages(lambda program: program != "runc", lambda _: False)
     assert missing == ["aardvark-dns", "netavark", "runc"]
-    assert dependencies.command_for(missing).endswith(
+    assert packages.command_for(missing).endswith(
         "apt-get install -y --no-install-recommends aardvark-dns netavark runc"
     )

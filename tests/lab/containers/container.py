@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import resource
-import socket
 import ssl
-import tarfile
+import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab.containers import network
-from tests.lab.containers.commands import podman, run, until
-from tests.lab.containers.hosts import HostSpec, LabError
-from tests.lab.containers.image import AUTHORIZED_KEYS
+from tests.lab import guest
+from tests.lab.addresses import mac_address
+from tests.lab.commands import run, until
+from tests.lab.containers.commands import podman
+from tests.lab.containers.hosts import HostSpec
+from tests.lab.hosts import Endpoint, LabError
 
 DEBIAN_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 BOOT_WAIT_S = 90.0
-READY = "/var/lib/raytools-lab-ready"  # says that the packages it is to lack are gone
 _MOST_FILES_AND_PROCESSES = 20000
 LAB_LABEL, CHECKOUT_LABEL, DIGEST_LABEL = "raytools.lab", "raytools.checkout", "raytools.digest"
 
@@ -53,7 +52,7 @@ def create_arguments(
     arguments += ["--tmpfs", "/run:rw,nosuid,nodev,mode=755", "--tmpfs", "/run/lock:rw,nosuid,nodev,noexec"]
     arguments += ["--ulimit", f"nofile={_limit(resource.RLIMIT_NOFILE, limit)}"]
     arguments += ["--ulimit", f"nproc={_limit(resource.RLIMIT_NPROC, limit)}"]
-    arguments += ["--network", net, "--ip", address, "--mac-address", network.mac_address(address)]
+    arguments += ["--network", net, "--ip", address, "--mac-address", mac_address(address)]
     arguments += ["--no-hosts", "--dns", "none", "--shm-size", spec.shm, "--pids-limit", "-1"]
     if spec.cpus is not None:
         arguments += ["--cpuset-cpus", spec.cpus]
@@ -81,34 +80,19 @@ def ca_bundle() -> Path | None:
     return next((Path(path).resolve() for path in named if path and Path(path).is_file()), None)
 
 
-def settings_archive(files: Mapping[str, tuple[str, int]]) -> bytes:
-    """A tar of root's files: path -> (text, mode)."""
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        for path, (text, mode) in files.items():
-            data = text.encode()
-            member = tarfile.TarInfo(path.lstrip("/"))
-            member.size, member.mode, member.mtime = len(data), mode, int(time.time())
-            archive.addfile(member, io.BytesIO(data))
-    return stream.getvalue()
-
-
 def settings(
     spec: HostSpec, host_key: Path, authorized_key: str, hosts_file: str
 ) -> dict[str, tuple[str, int]]:
     """What one host gets beside its image."""
     return {
-        "/etc/ssh/ssh_host_ed25519_key": (host_key.read_text(), 0o600),
-        "/etc/ssh/ssh_host_ed25519_key.pub": (host_key.with_name(host_key.name + ".pub").read_text(), 0o644),
+        **guest.settings(host_key, authorized_key, hosts_file),
         "/etc/ssh/sshd_config.d/port.conf": (f"Port {spec.port}\n", 0o644),
-        AUTHORIZED_KEYS: (f"{authorized_key}\n", 0o644),
-        "/etc/hosts": (hosts_file, 0o644),
     }
 
 
-def put(container: str, files: Mapping[str, tuple[str, int]]) -> None:
+def put(container: str, files: guest.Files) -> None:
     """Writes files into a host, running or not."""
-    podman("cp", "-", f"{container}:/", data=settings_archive(files))
+    podman("cp", "-", f"{container}:/", data=guest.archive(files))
 
 
 def find(lab: str) -> list[Found]:
@@ -129,32 +113,6 @@ def remove(containers: Sequence[str]) -> None:
         podman("rm", "--force", "--time", "0", "--volumes", *containers)
 
 
-# $@: the packages to take away; exit code 3: that failed
-_FINISH = """\
-set -u
-if [ $# -gt 0 ] && [ ! -e {ready} ]; then
-    found=
-    for package in "$@"; do
-        pattern=$package
-        [ "$package" != python3 ] || pattern='*python3*'
-        installed=$(dpkg-query --show --showformat='${{db:Status-Status}} ${{Package}}\n' "$pattern" |
-            sed -n 's/^installed //p')
-        [ -n "$installed" ] || {{ echo "no such package is installed: $package" >&2; exit 3; }}
-        found="$found $installed"
-    done
-    cd /var/lib/dpkg/info
-    # their scripts would need what is being removed
-    for package in $found; do
-        rm -f "$package".prerm "$package".postrm "$package":*.prerm "$package":*.postrm
-    done
-    dpkg --purge --force-depends --force-remove-essential $found >/tmp/purge.log 2>&1 || {{
-        cat /tmp/purge.log >&2; exit 3; }}
-fi
-touch {ready}
-systemctl is-system-running --wait
-"""
-
-
 def wait_until_up(container: str, spec: HostSpec, address: str) -> str:
     """Waits for sshd and systemd; takes away what the host is to lack.
 
@@ -165,48 +123,31 @@ def wait_until_up(container: str, spec: HostSpec, address: str) -> str:
         LabError: it did not come up, with the end of its journal.
     """
     deadline = time.monotonic() + BOOT_WAIT_S
-    if until(lambda: _sshd_answers(container, address, spec.port), BOOT_WAIT_S) is not True:
+    if until(lambda: _sshd_answers(container, Endpoint(address, spec.port)), BOOT_WAIT_S) is not True:
         raise LabError(_failure(container, f"{spec.name}: sshd did not answer at {address} port {spec.port}"))
-    script = _FINISH.format(ready=READY)
-    state = ""
-    while time.monotonic() < deadline:
-        done = podman(
-            "exec", container, "sh", "-c", script, "sh", *spec.without, wait_s=BOOT_WAIT_S, check=False
+
+    def execute(argv: list[str]) -> subprocess.CompletedProcess[str]:
+        return podman("exec", container, *argv, wait_s=BOOT_WAIT_S, check=False)
+
+    state = guest.finish(spec, execute, deadline)
+    if not guest.is_up(state):
+        raise LabError(
+            _failure(container, f"{spec.name}: systemd is {state or 'silent'!r}, expected running")
         )
-        if done.returncode == 3:
-            raise LabError(f"{spec.name}: without={','.join(spec.without)}: {done.stderr.strip()}")
-        state = done.stdout.strip()
-        if state == "running":
-            return state
-        if state == "degraded":
-            return f"degraded: {_failed_units(container)}"
-        time.sleep(0.2)
-    raise LabError(_failure(container, f"{spec.name}: systemd is {state or 'silent'!r}, expected running"))
+    return state
 
 
 def is_finished(container: str) -> bool:
     """Whether a running host has come up completely before."""
-    return podman("exec", container, "test", "-e", READY, check=False).returncode == 0
+    return podman("exec", container, "test", "-e", guest.READY, check=False).returncode == 0
 
 
-def _sshd_answers(container: str, address: str, port: int) -> bool | None:
+def _sshd_answers(container: str, endpoint: Endpoint) -> bool | None:
     """True: it does; None: not yet; False: it cannot any more."""
-    try:
-        with socket.create_connection((address, port), timeout=1) as connection:
-            connection.settimeout(2)
-            return True if connection.recv(4) == b"SSH-" else None
-    except OSError:
-        state = podman("inspect", "--format", "{{.State.Running}}", container, check=False)
-        return None if state.stdout.strip() == "true" else False
-
-
-def _failed_units(container: str) -> str:
-    listed = podman(
-        "exec", container, "systemctl", "list-units", "--failed", "--plain", "--no-legend", check=False
-    )
-    return (
-        ", ".join(line.split()[0] for line in listed.stdout.splitlines() if line.strip()) or "unknown units"
-    )
+    if guest.sshd_answers(endpoint):
+        return True
+    state = podman("inspect", "--format", "{{.State.Running}}", container, check=False)
+    return None if state.stdout.strip() == "true" else False
 
 
 def _failure(container: str, found: str) -> str:

@@ -10,60 +10,41 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from tests.lab.containers import container, dependencies, files, image, keys, network
-from tests.lab.containers.commands import Report, T, podman, run
-from tests.lab.containers.hosts import HostSpec, LabError, check_lab_name, check_unique, plain_hosts
+from tests.lab import base, files, keys
+from tests.lab.addresses import Subnet, host_address
+from tests.lab.base import BaseLab, count_of
+from tests.lab.commands import Report, T, in_parallel, say
+from tests.lab.containers import container, dependencies, image, network
+from tests.lab.containers.commands import podman
+from tests.lab.containers.hosts import HostSpec
+from tests.lab.hosts import Endpoint, LabError
 
-CHECKOUT = Path(__file__).resolve().parents[3]
 _AT_ONCE = 4  # podman commands; more only wait for each other's locks
-_RESERVED_INVENTORIES = ("hosts", "examples")
+_STORAGE = "{type: existing, path: /shared}"
 
 
-def say(text: str) -> None:
-    """A line for people, at once."""
-    print(text, flush=True)
+class Lab(BaseLab[HostSpec]):
+    """A lab of containers of this checkout, up or not; see `BaseLab` for its arguments."""
 
+    KIND: ClassVar = "containers"
+    TARGETS: ClassVar = files.Targets("lab-up", "lab-down")
+    spec = HostSpec
 
-class Lab:
-    """A lab of this checkout, up or not.
-
-    Args:
-        name: containers, network, inventory and cluster are called after it.
-        report: gets a line for every step.
-        checkout: where `.raytools/` and `inventory/` are.
-    """
-
-    def __init__(self, name: str = "lab", report: Report = say, checkout: Path = CHECKOUT) -> None:
-        self.name = check_lab_name(name)
-        if name in _RESERVED_INVENTORIES:
-            raise LabError(f"LAB is {name!r}", expected="another name: inventory/ has that file already")
-        self.report = report
-        self.checkout = checkout
-        self.state_dir = checkout / ".raytools" / "lab" / name
+    def __init__(self, name: str = "lab", report: Report = say, checkout: Path = base.CHECKOUT) -> None:
+        super().__init__(name, report, checkout)
         self.shared = self.state_dir / "shared"
-        self.inventory = checkout / "inventory" / f"{name}.yml"
-        self.cluster_yaml = self.state_dir / "cluster.yaml"
-        self.ssh_config = self.state_dir / "ssh_config"
-        self.known_hosts = checkout / ".raytools" / "ssh" / "known_hosts"
-        self.key = self.state_dir / "id_ed25519"
         self._network = f"raytools-{name}"
         self._cgroup = f"raytools-lab-{name}"
 
     # --- what it is ---
-
-    @property
-    def hosts(self) -> list[HostSpec]:
-        """The hosts that were asked for last; none if the lab is down."""
-        return [HostSpec.from_json(each) for each in self._state().get("hosts", [])]
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -71,8 +52,14 @@ class Lab:
         state = self._state()
         if not state:
             return {}
-        subnet = network.Subnet(state["subnet"])
-        return {each["name"]: network.host_address(subnet, i) for i, each in enumerate(state["hosts"])}
+        subnet = Subnet(state["subnet"])
+        return {each["name"]: host_address(subnet, i) for i, each in enumerate(state["hosts"])}
+
+    @property
+    def endpoints(self) -> dict[str, Endpoint]:
+        """Host name -> where its sshd is: this machine is in the hosts' network."""
+        addresses = self.addresses
+        return {host.name: Endpoint(addresses[host.name], host.port) for host in self.hosts}
 
     def container(self, host: str) -> str:
         """The name of a host's container."""
@@ -93,33 +80,17 @@ class Lab:
         Raises:
             LabError: something is missing, or a host did not come up; the rest is left for `down`.
         """
-        specs = plain_hosts(hosts) if isinstance(hosts, int) else list(hosts)
-        check_unique(specs)
+        specs = self._asked(hosts)
         dependencies.require()
-        if self.inventory.exists() and not self._inventory_is_ours():
-            raise LabError(f"{self.inventory} is not a lab's inventory", fix="Take another name: LAB=…")
         with self._locked():
             self._require_ours()
             with keys.locked(self.state_dir.with_name(".image.lock"), "The image"):  # two labs, one build
                 tag = image.ensure(self.report)
             started = time.monotonic()
             self._reconcile(specs, tag)
-            self.report(f"lab {self.name}: {_count(len(specs))} up after {time.monotonic() - started:.1f} s")
-
-    def add_host(self, spec: HostSpec | None = None) -> HostSpec:
-        """One more host; the others run on.
-
-        Args:
-            spec: the host; None: a plain one with the next free number.
-        """
-        before = self.hosts
-        if not before:
-            raise LabError(f"The lab {self.name} is down", fix=f"make lab-up LAB={self.name}")
-        names = {host.name for host in before}
-        if spec is None:
-            spec = HostSpec(next(f"n{i}" for i in range(1, len(before) + 2) if f"n{i}" not in names))
-        self.up([*before, spec])
-        return spec
+            self.report(
+                f"lab {self.name}: {count_of(len(specs))} up after {time.monotonic() - started:.1f} s"
+            )
 
     def down(self) -> None:
         """Leaves nothing of the lab but the cached image.
@@ -165,26 +136,6 @@ class Lab:
         podman("start", self.container(host))
         self._await(host)
 
-    def ssh(
-        self, host: str, command: str, *, user: str | None = None, wait_s: float = 60, check: bool = False
-    ) -> subprocess.CompletedProcess[str]:
-        """Runs a shell command on a host by ssh, as the inventory's user or another (admin, alice, root).
-
-        Raises:
-            LabError: with check: it ended with another exit code than 0.
-        """
-        self._known(host)
-        login = ["-l", user] if user else []
-        argv = ["ssh", "-F", str(self.ssh_config), *login, host, command]
-        done = subprocess.run(
-            argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=wait_s, check=False
-        )
-        if check and done.returncode != 0:
-            raise LabError(
-                f"{host}: `{command}` ended with exit code {done.returncode}: {done.stderr.strip()}"
-            )
-        return done
-
     def exec(self, host: str, argv: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Runs a program on a host as root, without ssh."""
         self._known(host)
@@ -198,7 +149,7 @@ class Lab:
         digests = {spec.name: self._digest(spec, tag) for spec in specs}
         kept = [] if self._prepare_network() else self._reusable(digests)
         removed = self._remove_all_but(kept)
-        self._write_files(specs)
+        self._write_files(specs, _STORAGE)
         new = [spec for spec in specs if spec.name not in kept]
         if kept:
             network.give_address(self._network, self._subnet())
@@ -207,7 +158,7 @@ class Lab:
             return
         self._put_hosts_files(kept)
         on = f", {len(kept)} run on" if kept else ""
-        self.report(f"lab {self.name}: starting {_count(len(new))}{on}")
+        self.report(f"lab {self.name}: starting {count_of(len(new))}{on}")
         self._each(lambda spec: self._start_new(spec, tag, digests[spec.name]), new)
 
     def _settle(self, specs: Sequence[HostSpec]) -> None:
@@ -215,15 +166,11 @@ class Lab:
         before = self._state()
         taken = network.taken_subnets(self._network, before.get("subnet"))
         subnet = network.choose_subnet(self.name, taken, before.get("subnet"))
-        (self.state_dir / "hosts").mkdir(mode=0o700, exist_ok=True)
         self.shared.mkdir(exist_ok=True)
         if self.shared.stat().st_mode & 0o7777 != 0o1777:
             self.shared.chmod(0o1777)
-        keys.ensure_key(self.key, f"lab {self.name}")
-        for spec in specs:
-            keys.ensure_key(self._host_key(spec.name), spec.name)
-        state = {"subnet": str(subnet), "hosts": [spec.as_json() for spec in specs]}
-        keys.replace(self._state_file(), json.dumps(state, indent=2) + "\n")
+        self._make_keys(specs)
+        self._save(specs, subnet=str(subnet))
 
     def _prepare_network(self) -> bool:
         found = network.labels_of(self._network)
@@ -283,85 +230,18 @@ class Lab:
 
         self._each(put, names)
 
-    def _each(self, action: Callable[[T], None], specs: Sequence[T]) -> None:
+    def _each(self, action: Callable[[T], None], of: Sequence[T]) -> None:
         """All hosts at once; every failure is told."""
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            futures = [pool.submit(action, spec) for spec in specs]
-        failures = [str(error) for error in (future.exception() for future in futures) if error is not None]
+        failures = in_parallel(action, of, _AT_ONCE)
         if failures:
             raise LabError(
                 "\n".join(failures), fix=f"Look around with podman exec, then: make lab-down LAB={self.name}"
             )
 
-    def _write_files(self, specs: Sequence[HostSpec]) -> None:
-        addresses = self.addresses
-        keys.set_entries(
-            self.known_hosts,
-            self.name,
-            [keys.entry(addresses[s.name], s.port, self._host_public(s.name), self.name) for s in specs],
-        )
-        config = files.ssh_config_text(specs, addresses, self.key, self.known_hosts)
-        keys.replace(self.ssh_config, config)
-        keys.replace(self.cluster_yaml, files.cluster_text(self.name), 0o644)
-        self._share_project_state()
-        inventory = files.inventory_text(self.name, specs, addresses, self.key)
-        keys.replace(self.inventory, inventory, 0o644)
-
-    def _share_project_state(self) -> None:
-        """raytools keeps known hosts and built environments beside cluster.yaml: here, the checkout's own."""
-        link = self.state_dir / ".raytools"
-        if not link.is_symlink():
-            shutil.rmtree(link, ignore_errors=True)
-            link.symlink_to(self.checkout / ".raytools")
-
-    # --- how down works ---
-
-    def _forget(self) -> None:
-        keys.set_entries(self.known_hosts, self.name, [])
-        if self._inventory_is_ours():
-            self.inventory.unlink()
-
-    def _remove_state(self) -> None:
-        def keep_going(*_: Any) -> None:
-            """What is left is removed as root below."""
-
-        shutil.rmtree(self.state_dir, onerror=keep_going)
-        if self.state_dir.exists():
-            run(["rm", "-rf", "--one-file-system", str(self.state_dir)])
-
-    def _inventory_is_ours(self) -> bool:
-        return self.inventory.exists() and self.inventory.read_text().startswith(files.INVENTORY_HEADER)
-
     # --- small things ---
 
-    def _state_file(self) -> Path:
-        return self.state_dir / "lab.json"
-
-    def _state(self) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads(self._state_file().read_text())
-        except FileNotFoundError:
-            return {}
-        return found
-
-    def _subnet(self) -> network.Subnet:
-        return network.Subnet(self._state()["subnet"])
-
-    def _known(self, host: str) -> HostSpec:
-        for spec in self.hosts:
-            if spec.name == host:
-                return spec
-        names = ", ".join(self.addresses) or "none: it is down"
-        raise LabError(f"The lab {self.name} has no host {host}", expected=f"one of its hosts ({names})")
-
-    def _host_key(self, host: str) -> Path:
-        return self.state_dir / "hosts" / f"{host}_ed25519"
-
-    def _host_public(self, host: str) -> str:
-        return self._host_key(host).with_name(f"{host}_ed25519.pub").read_text().strip()
-
-    def _public_key(self) -> str:
-        return self.key.with_name(f"{self.key.name}.pub").read_text().strip()
+    def _subnet(self) -> Subnet:
+        return Subnet(self._state()["subnet"])
 
     def _labels(self) -> dict[str, str]:
         return {container.LAB_LABEL: self.name, container.CHECKOUT_LABEL: str(self.checkout)}
@@ -387,13 +267,6 @@ class Lab:
                     fix=f"Take another name: LAB=… Or end it: make -C {other} lab-down LAB={self.name}",
                 )
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = self.state_dir.with_name(f"{self.name}.lock")
-        with keys.locked(lock, f"The lab {self.name}", wait=False):
-            yield
-
 
 @contextmanager
 def running_lab(
@@ -412,14 +285,3 @@ def running_lab(
         yield lab
     finally:
         lab.down()
-
-
-def labs_of(checkout: Path = CHECKOUT) -> list[str]:
-    """The names of this checkout's labs that left a state directory."""
-    with suppress(FileNotFoundError):
-        return sorted(path.name for path in (checkout / ".raytools" / "lab").iterdir() if path.is_dir())
-    return []
-
-
-def _count(number: int) -> str:
-    return "1 host" if number == 1 else f"{number or 'no'} hosts"

@@ -8,12 +8,12 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-from tests.lab.containers.commands import podman, run
-from tests.lab.containers.hosts import LabError
+from tests.lab.addresses import Subnet
+from tests.lab.commands import run
+from tests.lab.containers.commands import podman
+from tests.lab.hosts import LabError
 
 _RANGE = ipaddress.IPv4Network("10.91.0.0/16")  # private; a /24 of it for each lab
-_FIRST_HOST = 11
-Subnet = ipaddress.IPv4Network
 
 
 def choose_subnet(lab: str, taken: Iterable[Subnet], given: str | None = None) -> Subnet:
@@ -40,16 +40,6 @@ def choose_subnet(lab: str, taken: Iterable[Subnet], given: str | None = None) -
         f"No free subnet for lab {lab}: all of {_RANGE} is routed already",
         fix="End a lab: make lab-down LAB=…",
     )
-
-
-def host_address(subnet: Subnet, index: int) -> str:
-    """The address of the lab's host number `index`, counted from 0."""
-    return str(subnet.network_address + _FIRST_HOST + index)
-
-
-def mac_address(address: str) -> str:
-    """A locally administered one that belongs to the address: neighbours' caches outlive a reboot."""
-    return "02:5b:" + ":".join(f"{byte:02x}" for byte in ipaddress.IPv4Address(address).packed)
 
 
 def taken_subnets(except_network: str, own: str | None = None) -> list[Subnet]:

@@ -5,26 +5,52 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tests.lab.containers.hosts import HostSpec
+from tests.lab.hosts import Endpoint, Host
 
-INVENTORY_HEADER = "# Written by `make lab-up` for the lab"
+SSH_PORT = 22
+_OF_ONE_HOST = ("ansible_host", "raytools_address")  # even if there is only one
 
 
-def inventory_text(lab: str, hosts: Sequence[HostSpec], addresses: Mapping[str, str], key: Path) -> str:
-    """The inventory: the first host is the head; what all hosts share is said once."""
-    each = {host.name: _variables(host, addresses[host.name]) for host in hosts}
+class Targets(NamedTuple):
+    """The make targets that start and end a kind of lab."""
+
+    up: str
+    down: str
+
+
+def inventory_header(targets: Targets) -> str:
+    """How a lab's own inventory begins: no other file is overwritten or removed."""
+    return f"# Written by `make {targets.up}` for the lab"
+
+
+def inventory_text(
+    lab: str, hosts: Sequence[Host], endpoints: Mapping[str, Endpoint], addresses: Mapping[str, str],
+    key: Path, targets: Targets,
+) -> str:  # fmt: skip
+    """The inventory: the first host is the head; what all hosts share is said once.
+
+    Args:
+        lab: its name.
+        hosts: all of them.
+        endpoints: where this machine reaches them.
+        addresses: where they reach each other.
+        key: the private key to log in with.
+        targets: what made the lab, and what ends it.
+    """
+    each = {host.name: _variables(host, endpoints[host.name], addresses[host.name]) for host in hosts}
     common = {
         name: value
         for name, value in each[hosts[0].name].items()
-        if name != "ansible_host" and all(variables.get(name) == value for variables in each.values())
+        if name not in _OF_ONE_HOST and all(variables.get(name) == value for variables in each.values())
     }
     common = {**common, "ansible_ssh_private_key_file": str(key)}
     root = _root_without_root(hosts)
     if root:
         common["raytools_root"] = root
-    lines = [f"{INVENTORY_HEADER} {lab}; `make lab-down LAB={lab}` removes it.", "all:", "  vars:"]
+    header = f"{inventory_header(targets)} {lab}; `make {targets.down} LAB={lab}` removes it."
+    lines = [header, "all:", "  vars:"]
     lines += [f"    {name}: {_scalar(value)}" for name, value in common.items()]
     for group, members in (("head", hosts[:1]), ("workers", hosts[1:])):
         lines.append(f"{group}:")
@@ -36,15 +62,17 @@ def inventory_text(lab: str, hosts: Sequence[HostSpec], addresses: Mapping[str, 
     return "\n".join(lines) + "\n"
 
 
-def _variables(host: HostSpec, address: str) -> dict[str, Any]:
-    variables: dict[str, Any] = {"ansible_host": address, "ansible_user": host.user}
-    if host.port != 22:
-        variables["ansible_port"] = host.port
+def _variables(host: Host, endpoint: Endpoint, address: str) -> dict[str, Any]:
+    variables: dict[str, Any] = {"ansible_host": endpoint.address, "ansible_user": host.user}
+    if endpoint.port != SSH_PORT:
+        variables["ansible_port"] = endpoint.port
+    if address != endpoint.address:
+        variables["raytools_address"] = address
     variables["ansible_become"] = host.becomes_root
     return {**variables, **host.variables}
 
 
-def _root_without_root(hosts: Sequence[HostSpec]) -> str | None:
+def _root_without_root(hosts: Sequence[Host]) -> str | None:
     """Where raytools lives if a host has a plain user only: the path is the same on every host."""
     plain = sorted({host.user for host in hosts if not host.becomes_root})
     if not plain or any("raytools_root" in host.variables for host in hosts):
@@ -64,12 +92,18 @@ def _scalar(value: Any) -> str:
     return json.dumps(value)  # JSON is YAML
 
 
-def cluster_text(lab: str) -> str:
-    """The lab's cluster.yaml: small hosts that share a directory."""
+def cluster_text(lab: str, storage: str, targets: Targets) -> str:
+    """The lab's cluster.yaml: small hosts.
+
+    Args:
+        lab: its name.
+        storage: what the key `storage` says, in one line.
+        targets: what made the lab.
+    """
     return (
-        f"# Written by `make lab-up`: the lab's cluster.yaml. What is not said here has the default.\n"
+        f"# Written by `make {targets.up}`: the lab's cluster.yaml. What is not said here has the default.\n"
         f"cluster: {lab}\n"
-        f"storage: {{type: existing, path: /shared}}\n"
+        f"storage: {storage}\n"
         f"nodes:\n"
         f"  system_reserved: {{memory: 1GiB}}   # the hosts are small\n"
     )
@@ -83,13 +117,14 @@ def hosts_text(name: str, addresses: Mapping[str, str]) -> str:
 
 
 def ssh_config_text(
-    hosts: Sequence[HostSpec], addresses: Mapping[str, str], key: Path, known_hosts: Path
+    hosts: Sequence[Host], endpoints: Mapping[str, Endpoint], key: Path, known_hosts: Path, targets: Targets
 ) -> str:
     """For `ssh -F`: log in by name, as the user of the inventory."""
-    blocks = ["# Written by `make lab-up`."]
+    blocks = [f"# Written by `make {targets.up}`."]
     for host in hosts:
-        lines = [f"Host {host.name}", f"    HostName {addresses[host.name]}", f"    User {host.user}"]
-        lines += [f"    Port {host.port}"] if host.port != 22 else []
+        address, port = endpoints[host.name]
+        lines = [f"Host {host.name}", f"    HostName {address}", f"    User {host.user}"]
+        lines += [f"    Port {port}"] if port != SSH_PORT else []
         blocks.append("\n".join(lines))
     common = [f'IdentityFile "{key}"', "IdentitiesOnly yes", "BatchMode yes", "ConnectTimeout 10"]
     common += ["StrictHostKeyChecking yes", f'UserKnownHostsFile "{known_hosts}"']

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.lab.containers.hosts import LabError
+from tests.lab.hosts import LabError
 
 
 def ensure_key(path: Path, comment: str) -> str:
