@@ -425,6 +425,9 @@ def _conflicts(config: ClusterConfig) -> Iterator[tuple[KeyPath, str, str]]:
         taken.setdefault(port, name)
     if last - first + 1 < FEWEST_WORKER_PORTS:
         yield ("ray", "ports", "workers"), f"{last - first + 1} ports", f"at least {FEWEST_WORKER_PORTS}"
+    storage = config.storage
+    if isinstance(storage, NfsStorage) and storage.export == storage.mount:
+        yield ("storage", "mount"), f"{storage.mount}, which is also the export", "a directory of its own"
     nodes, reserved = config.nodes, config.nodes.system_reserved
     if nodes.cpus is not None and reserved.cpus >= nodes.cpus:
         where: KeyPath = ("nodes", "system_reserved", "cpus")

@@ -142,7 +142,7 @@ def make_plans(
     plans: dict[str, NodePlan] = {}
     for node in nodes:
         share = smallest if node.config.slots.equal and smallest else shares[node.name]
-        plans[node.name] = _plan(node, nodes[0], share, environment)
+        plans[node.name] = _plan(node, nodes, share, environment)
     return plans
 
 
@@ -347,9 +347,9 @@ def _same_addresses(nodes: Sequence[_Node]) -> list[str]:
 # ----------------------------------------------------------------------------------------------- plans
 
 
-def _plan(node: _Node, head: _Node, share: _Share, environment: EnvironmentRef | None) -> NodePlan:
+def _plan(node: _Node, nodes: Sequence[_Node], share: _Share, environment: EnvironmentRef | None) -> NodePlan:
     slots = _slots(node, share)
-    ray, warnings = _ray(node, head, slots)
+    ray, warnings = _ray(node, nodes[0], slots)
     config = node.config
     return NodePlan(
         name=node.name,
@@ -378,7 +378,7 @@ def _plan(node: _Node, head: _Node, share: _Share, environment: EnvironmentRef |
             "retries": config.runs.retries,
             "env": dict(config.runs.env),
         },
-        storage=_storage(node, head),
+        storage=_storage(node, nodes),
         waive=tuple(waiver.model_dump() for waiver in config.doctor.waive),
         warnings=(*warnings, *_idle(node, slots)),
     )
@@ -441,18 +441,40 @@ def _bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _storage(node: _Node, head: _Node) -> dict[str, Any]:
+def _storage(node: _Node, nodes: Sequence[_Node]) -> dict[str, Any]:
     storage = node.config.storage
-    if isinstance(storage, NfsStorage):
-        server = str(head.address) if storage.server in ("head", head.name) else storage.server
-        return {
-            "type": "nfs",
-            "path": storage.mount,
-            "server": server,
-            "export": storage.export,
-            "options": list(storage.options),
-        }
-    return {"type": storage.type, "path": getattr(storage, "path", node.host.root)}
+    if not isinstance(storage, NfsStorage):
+        return {"type": storage.type, "path": getattr(storage, "path", node.host.root)}
+    by_name = {other.name: str(other.address) for other in nodes} | {"head": str(nodes[0].address)}
+    server = by_name.get(storage.server, storage.server)  # else a machine outside of the cluster
+    return {
+        "type": "nfs",
+        "path": storage.mount,
+        "server": server,
+        "serves": server == str(node.address),
+        "export": storage.export,
+        "options": list(storage.options),
+        "unit": systemd_path_name(storage.mount),
+    }
+
+
+def systemd_path_name(path: str) -> str:
+    """What systemd calls a path in the names of its units (`systemd-escape --path`; systemd.unit(5)).
+
+    Args:
+        path: absolute.
+    """
+    plain = "/".join(part for part in path.split("/") if part)
+    escaped = []
+    for position, byte in enumerate(plain.encode()):
+        letter = chr(byte)
+        if letter == "/":
+            escaped.append("-")
+        elif (letter.isascii() and letter.isalnum()) or letter in ":_" or (letter == "." and position > 0):
+            escaped.append(letter)
+        else:
+            escaped.append(f"\\x{byte:02x}")
+    return "".join(escaped) or "-"
 
 
 def _idle(node: _Node, slots: Sequence[Slot]) -> Iterator[str]:

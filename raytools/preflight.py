@@ -163,14 +163,17 @@ def _address(state: State, plan: NodePlan | None) -> Iterator[str]:
 
 def _storage(state: State, config: ClusterConfig) -> Iterator[str]:
     storage = config.storage
-    if isinstance(storage, NfsStorage):
+    if isinstance(storage, NfsStorage) and not state["systemd"]:
         yield (
-            "storage: {type: nfs} is not provided by this version. Use `type: local`, or mount the export "
-            "yourself and use `type: existing` with its path"
+            "storage: {type: nfs} is exported and mounted by root, with units of systemd; "
+            f"this connection is {_connected_as(state)}, and PID 1 is {state['facts']['host']['init']}. "
+            "Become root, or mount the export yourself and use `type: existing` with its path"
         )
     elif isinstance(storage, ExistingStorage) and not state["storage"]["directory"]:
+        stalled = state["storage"].get("stalled")
         yield (
-            f"{storage.path} is not a directory, expected the shared one of `storage: {{type: existing}}`. "
+            f"{storage.path} {'does not answer' if stalled else 'is not a directory'}, "
+            "expected the shared one of `storage: {type: existing}`. "
             "Mount it on this host, or correct storage.path in cluster.yaml"
         )
 

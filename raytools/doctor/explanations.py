@@ -143,6 +143,16 @@ EXPLANATIONS: dict[str, Explanation] = {
         fix="Remove what is old: unused directories below ROOT/envs, results, package caches.",
         waiver="On large disks where 5 % is plenty.",
     ),
+    "RT502": Explanation(
+        meaning="Where results go nothing is mounted, something else is, or nobody answers within 5 s. A "
+        "directory that does not answer keeps every run waiting that writes there; none of them fails, and "
+        "they go on when it does.",
+        cause="The NFS server is down, cut off or overloaded; somebody has unmounted it; `existing` names a "
+        "directory that is not mounted here.",
+        fix="See to the server (`systemctl status nfs-server` there). `ansible-playbook "
+        "playbooks/storage.yml` exports and mounts again.",
+        waiver="Never: results are lost or late.",
+    ),
     "RT601": Explanation(
         meaning="The node did not answer. The message says at which step: name, network, host key, log-in, "
         "becoming root, Python, time.",

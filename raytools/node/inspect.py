@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from raytools.errors import RaytoolsError
-from raytools.node import facts, inspect_processes
+from raytools.node import facts, inspect_processes, mounts
 from raytools.node.cgroup_tree import read_text
 from raytools.node.cpu_list import parse_cpu_list
 from raytools.node.inspect_processes import Process, Ray, user_name
@@ -76,11 +76,17 @@ def inspect(node_json: str, environment: bool = True) -> Found:
         found |= {
             "listening": timed("listening", listening_facts, node["ray"]["ports"]),
             "versions": timed("versions", versions, node["python"]),
-            "storage": timed("storage", facts.disk_facts, node["storage"]["path"]),
+            "storage": timed("storage", storage_facts, node["storage"]["path"]),
         }
         if environment:
             found["environment"] = timed("environment", environment_facts, node)
     return {**found, "timings_s": timings}
+
+
+def storage_facts(path: str) -> Found:
+    """Where results go: what is mounted there and, if it answers, its room."""
+    seen = mounts.look(path)
+    return seen if seen["stalled"] else {**facts.disk_facts(path), **seen}
 
 
 def _why_no_plan(path: str) -> str:

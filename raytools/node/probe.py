@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pwd
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raytools.errors import EnvironmentBuildError, RaytoolsError
-from raytools.node import environment, facts, inspect_processes, locks, ray_ports, stamp, toolkit
+from raytools.node import environment, facts, inspect_processes, locks, mounts, ray_ports, stamp, toolkit
 from raytools.node.manifest import read_environment
 from raytools.node.ray_temp_dir import temp_dir_of
 
@@ -68,6 +69,7 @@ def probe(request: Mapping[str, Any]) -> dict[str, Any]:
         "runs": _runs(),
         "ephemeral_ports": _numbers("/proc/sys/net/ipv4/ip_local_port_range"),
         "storage": _storage(request.get("storage_path")),
+        "nfs": _nfs_tools(),
     }
 
 
@@ -189,12 +191,17 @@ def _numbers(path: str) -> list[int]:
 def _storage(path: str | None) -> dict[str, Any] | None:
     if path is None:
         return None
-    exists = os.path.isdir(path)
+    results = mounts.kind_and_owner(f"{path}/results")
+    owner = results[1] if isinstance(results, tuple) else None
+    return {**mounts.look(path), "results_owner": owner}
+
+
+def _nfs_tools() -> dict[str, bool]:
+    """Whether this host can mount NFS, and serve it."""
+    places = os.pathsep.join(["/usr/sbin", "/sbin", "/usr/bin", "/bin"])
     return {
-        "path": path,
-        "directory": exists,
-        "mounted": os.path.ismount(path),
-        "results_owner": _owner(Path(path, "results")),
+        "client": shutil.which("mount.nfs4", path=places) is not None,
+        "server": shutil.which("exportfs", path=places) is not None,
     }
 
 

@@ -14,8 +14,10 @@ import time
 from pathlib import Path
 
 from raytools.errors import RaytoolsError
+from raytools.node import mounts
 
 _DIRECTORY = "results/.raytools-shared"
+_MOUNT_WAIT_S = 60.0
 _PATIENCE_S = 10.0  # NFS clients remember for a few seconds that a file was not there
 
 
@@ -69,6 +71,28 @@ def read(path: Path, names: list[str]) -> None:
             )
 
 
+def mounted(path: Path, source: str) -> None:
+    """Waits until a source is mounted at a path; looking makes an automounter try.
+
+    Args:
+        path: where.
+        source: `server:/export`; on the server itself any mount will do.
+
+    Raises:
+        RaytoolsError: nothing is mounted there in time.
+    """
+    deadline = time.monotonic() + _MOUNT_WAIT_S
+    while not (seen := mounts.look(str(path)))["mounted"]:
+        if time.monotonic() >= deadline:
+            found = "it does not answer" if seen["stalled"] else "nothing is"
+            raise RaytoolsError(
+                f"{source} is not mounted at {path} after {_MOUNT_WAIT_S:.0f} s ({found})",
+                expected="the NFS server to answer at port 2049, and to let this node in",
+                fix="Look at: journalctl -u '*.mount' here, and exportfs -v there",
+            )
+        time.sleep(0.2)
+
+
 def clean(path: Path, name: str) -> None:
     """Removes this node's file, and the directory with the last one.
 
@@ -108,15 +132,17 @@ def _user() -> str:
 
 
 def main(argv: list[str]) -> int:
-    """`write|clean|read --path DIR --name NODE …`; 1 with the reason on standard error."""
+    """`write|clean|read|mounted --path DIR --name NODE …`; 1 with the reason on standard error."""
     parser = argparse.ArgumentParser(prog="python -m raytools.node storage", description=__doc__)
-    parser.add_argument("command", choices=["write", "read", "clean"])
+    parser.add_argument("command", choices=["write", "read", "clean", "mounted"])
     parser.add_argument("--path", required=True, type=Path)
     parser.add_argument("--name", action="append", required=True, dest="names")
     options = parser.parse_args(argv)
     try:
         if options.command == "read":
             read(options.path, options.names)
+        elif options.command == "mounted":
+            mounted(options.path, options.names[0])
         else:
             (write if options.command == "write" else clean)(options.path, options.names[0])
     except RaytoolsError as error:

@@ -125,6 +125,10 @@ def test_storage_is_one_of_three_kinds(tmp_path):
         ("storage: {type: existing}", "cluster.yaml:1: storage.path: found nothing, expected an absolute path"),
         ("storage: {path: /x}", "cluster.yaml:1: storage.path: found an unknown key, expected one of type"),
         ("storage: 7", "cluster.yaml:1: storage: found 7, expected a mapping"),
+        (
+            "storage: {type: nfs, export: /x, mount: /x}",
+            "cluster.yaml:1: storage.mount: found /x, which is also the export, expected a directory of its own",
+        ),
         ("ray: {ports: {gcs: 70000}}", "cluster.yaml:1: ray.ports.gcs: found 70000, expected a whole number from 1 to 65535"),
         ("ray: {ports: {workers: [1, 2, 3]}}", "cluster.yaml:1: ray.ports.workers: found a list, expected the first and the last port, such as [20000, 20999]"),
         ("ray: {ports: {workers: [30000, 20000]}}", "cluster.yaml:1: ray.ports.workers: found a list, expected the first and the last port, such as [20000, 20999]"),

@@ -97,7 +97,8 @@ INSPECTION: dict[str, Any] = {
     "versions": {"python": "3.11.7", "ray": "2.58.1"},
     "storage": {
         "path": "/opt/raytools", "total_bytes": 100 * GIB, "available_bytes": 50 * GIB,
-        "inodes_available": 10**6,
+        "inodes_available": 10**6, "directory": True, "stalled": False, "mounted": False, "source": None,
+        "filesystem": None,
     },
     "environment": {"content_digest": "c0ffee", "differences": [], "compared_s": 0.3},
 }  # fmt: skip
@@ -308,6 +309,33 @@ def disk_filling(s: Sample) -> None:
     s.facts["disk"]["tmp"]["available_bytes"] = 3 * GIB
 
 
+NFS = {
+    "type": "nfs", "path": "/mnt/raytools", "server": "192.0.2.12", "serves": False,
+    "export": "/srv/raytools", "options": ["hard"], "unit": "mnt-raytools",
+}  # fmt: skip
+
+
+def declare_storage(s: Sample, storage: dict[str, Any]) -> None:
+    """As if it had been provisioned so."""
+    s.inspection["node"]["storage"] = storage
+    assert s.plan is not None
+    s.plan["storage"] = storage
+
+
+def storage_stalls(s: Sample) -> None:
+    declare_storage(s, NFS)
+    s.inspection["storage"] = {"path": "/mnt/raytools", "stalled": True, "source": "192.0.2.12:/srv/raytools"}
+
+
+def nfs_not_mounted(s: Sample) -> None:
+    declare_storage(s, NFS)
+
+
+def shared_directory_gone(s: Sample) -> None:
+    declare_storage(s, {"type": "existing", "path": "/shared"})
+    s.inspection["storage"]["directory"] = False
+
+
 def few_inodes(s: Sample) -> None:
     s.facts["disk"]["tmp"]["inodes_available"] = 5000
 
@@ -465,6 +493,9 @@ FAULTS: list[tuple[Callable[[Sample], None], str, str, tuple[str, ...]]] = [
     (disk_full, "RT501", "error", ("500 MiB of 100 GiB", "/opt/raytools")),
     (disk_filling, "RT501", "warning", ("3 GiB of 90 GiB", "/tmp", "95 %")),
     (few_inodes, "RT501", "error", ("5000 inodes", "/tmp")),
+    (storage_stalls, "RT502", "error", ("/mnt/raytools does not answer", "the server 192.0.2.12")),
+    (nfs_not_mounted, "RT502", "error", ("192.0.2.12:/srv/raytools", "nothing is mounted", "storage.yml")),
+    (shared_directory_gone, "RT502", "error", ("/shared is not there", "storage.path")),
     (address_gone, "RT602", "error", ("192.0.2.11", "192.0.2.99", "raytools_address")),
     (ray_down, "RT701", "error", ("Ray does not answer", "Connection refused")),
     (ray_says_dead, "RT701", "error", ("lists it as dead", "logs/ray.log")),
@@ -588,6 +619,14 @@ def test_the_private_ray_of_a_limited_run_is_no_other_ray(sample: Sample) -> Non
     ray_in_the_default_place(sample)
     sample.inspection["rays"]["others"][0]["run_id"] = "r1"
     assert sample.report().findings == ()
+
+
+def test_an_nfs_server_mounts_its_own_directory_without_nfs(sample: Sample) -> None:
+    declare_storage(sample, {**NFS, "serves": True})
+    sample.inspection["storage"] |= {"mounted": True, "source": "/dev/vda", "filesystem": "ext4"}
+    assert sample.findings("RT502") == []
+    sample.inspection["storage"] |= {"mounted": False, "source": None, "filesystem": None}
+    assert len(sample.findings("RT502")) == 1
 
 
 def test_one_disk_is_reported_once(sample: Sample) -> None:

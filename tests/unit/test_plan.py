@@ -13,7 +13,7 @@ from raytools.config import ClusterConfig
 from raytools.errors import PlanError
 from raytools.inventory import host_configs, parse_inventory
 from raytools.node.ray_temp_dir import temp_dir_of
-from raytools.plan import EnvironmentRef, NodePlan, make_plans
+from raytools.plan import EnvironmentRef, NodePlan, make_plans, systemd_path_name
 from raytools.planning import ClusterPlan, check_facts
 from raytools.ray_flags import memory_threshold
 
@@ -365,6 +365,29 @@ def test_storage_of_a_plan_is_a_path_every_node_can_use():
     assert existing == {"type": "existing", "path": "/shared"}
     nfs = plans_of([facts(), facts()], {"storage": {"type": "nfs"}})["n2"].to_json()["storage"]
     assert (nfs["path"], nfs["server"], nfs["export"]) == ("/mnt/raytools", "192.0.2.1", "/srv/raytools")
+    assert (nfs["serves"], nfs["unit"]) == (False, "mnt-raytools")
+
+
+@pytest.mark.parametrize(("server", "serving"), [("head", "n1"), ("n1", "n1"), ("n2", "n2"), ("nas", None)])
+def test_nfs_is_served_by_the_declared_node_or_by_a_machine_outside(server: str, serving: str | None):
+    plans = plans_of([facts(), facts()], {"storage": {"type": "nfs", "server": server}})
+    assert [name for name, plan in plans.items() if plan.storage["serves"]] == ([serving] if serving else [])
+    addresses = {plan.storage["server"] for plan in plans.values()}
+    assert addresses == {plans[serving].address if serving else "nas"}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),  # as `systemd-escape --path` of systemd 252 has it
+    [
+        ("/mnt/raytools", "mnt-raytools"),
+        ("/", "-"),
+        ("/data//shared-1/", "data-shared\\x2d1"),
+        ("/.hidden/a.b", "\\x2ehidden-a.b"),
+        ("/Bücher", "B\\xc3\\xbccher"),
+    ],
+)
+def test_the_mount_unit_is_named_as_systemd_wants_it(path: str, name: str):
+    assert systemd_path_name(path) == name
 
 
 def test_runs_and_waivers_reach_the_node_in_seconds_and_with_reasons():

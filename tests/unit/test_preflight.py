@@ -308,9 +308,17 @@ def test_a_shared_directory_has_to_be_there_before_anything_is_done() -> None:
     assert problems(state(storage=None)) == (), "each node makes its own"
 
 
-def test_nfs_is_refused_with_what_to_use_instead() -> None:
-    (problem,) = problems(state(), config={"storage": {"type": "nfs"}})
-    assert "Use `type: local`, or mount the export yourself and use `type: existing`" in problem
+def test_nfs_wants_root_and_systemd() -> None:
+    nfs = {"storage": {"type": "nfs"}}
+    assert problems(state(), config=nfs) == ()
+    (problem,) = problems(state(systemd=False, host__init="other"), config=nfs)
+    assert "mount the export yourself and use `type: existing` with its path" in problem
+
+
+def test_a_shared_directory_whose_server_is_dead_is_no_directory_that_is_missing() -> None:
+    dead = {"path": "/data", "directory": False, "mounted": True, "stalled": True}
+    (problem,) = problems(state(storage=dead), config=SHARED)
+    assert problem.startswith("/data does not answer, expected the shared one")
 
 
 # -------------------------------------------------------------------------------------------------- notes

@@ -190,7 +190,8 @@ def test_runs_that_hold_slots_are_named_and_asking_makes_no_lock_directory(
 def test_storage_is_looked_at_where_it_is_declared(tmp_path: Path) -> None:
     path = tmp_path / "data"
     assert probed(tmp_path, storage_path=str(path))["storage"] == {
-        "path": str(path), "directory": False, "mounted": False, "results_owner": None,
+        "path": str(path), "directory": False, "stalled": False, "mounted": False, "source": None,
+        "filesystem": None, "results_owner": None,
     }  # fmt: skip
     (path / "results").mkdir(parents=True)
     found = probed(tmp_path, storage_path=str(path))["storage"]

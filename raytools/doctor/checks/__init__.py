@@ -41,6 +41,7 @@ CHECKS: tuple[Check, ...] = (
         "RT404", "the environment is the same on all nodes", "hosts", of_cluster=environment.same_everywhere
     ),
     Check("RT501", "disk space and inodes", "hosts", storage.space),
+    Check("RT502", "shared storage is mounted and answers", "hosts", storage.shared),
     Check("RT601", "the node answers", "hosts", network.reachable),
     Check("RT602", "names and addresses", "hosts", network.names),
     Check(

@@ -1,4 +1,4 @@
-"""RT5xx: room for the environment, for Ray's spilled objects and for results."""
+"""RT5xx: the place for results, and room for it, for the environment and for Ray's spilled objects."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def space(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
     del cluster
     disk = dict(node.need_facts()["disk"])
     storage = (node.inspection or {}).get("storage")
-    if storage and "problem" not in storage:
+    if storage and "problem" not in storage and not storage["stalled"]:
         disk["storage"] = storage
     least = _ERROR_BYTES if node.installed else _BUILD_BYTES
     seen: set[tuple[Any, ...]] = set()
@@ -33,6 +33,38 @@ def space(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
         seen.add(same_disk)
         yield from _bytes(node, found, least if name == "root" else _ERROR_BYTES)
         yield from _inodes(node, found)
+
+
+def shared(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
+    """RT502: shared storage is mounted as declared, and answers."""
+    del cluster
+    declared, found = node.need_installed()["storage"], node.need("storage")
+    path = declared["path"]
+    if found["stalled"]:
+        message = f"storage: {path} does not answer; whoever uses it waits"
+        fix = f"Look at the server {declared.get('server', 'that it is mounted from')}, and at the way to it"
+        yield Finding("RT502", "error", node.name, message, fix, declared="an answer", physical=None)
+    elif declared["type"] == "nfs" and not _is_mounted(declared, found):
+        source = _source(declared)
+        message = f"storage: expected {source} at {path}, {found['source'] or 'nothing'} is mounted there"
+        fix = "Mount it: ansible-playbook playbooks/storage.yml"
+        yield Finding("RT502", "error", node.name, message, fix, declared=source, physical=found["source"])
+    elif declared["type"] == "existing" and not found["directory"]:
+        message = f"storage: {path} is not there"
+        fix = "Mount it on this node, or correct storage.path in cluster.yaml"
+        yield Finding("RT502", "error", node.name, message, fix, declared=path, physical=None)
+
+
+def _source(declared: Mapping[str, Any]) -> str:
+    server = declared["server"]
+    return f"[{server}]:{declared['export']}" if ":" in server else f"{server}:{declared['export']}"
+
+
+def _is_mounted(declared: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """The server itself mounts its directory without NFS; the kernel then names the disk as the source."""
+    if declared["serves"]:
+        return bool(found["mounted"])
+    return bool(found["source"] == _source(declared))
 
 
 def _bytes(node: NodeReport, disk: Mapping[str, Any], least_bytes: int) -> Iterator[Finding]:

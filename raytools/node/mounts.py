@@ -1,0 +1,69 @@
+"""What is mounted at a directory, and whether it answers. Reads only.
+
+A dead NFS server keeps whoever asks for a file waiting for ever, so another process asks, for a limited time.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+ANSWER_WAIT_S = 5.0
+MOUNT_TABLE = Path("/proc/self/mountinfo")
+
+
+def look(path: str) -> dict[str, Any]:
+    """A directory as storage: `directory`, `owner`, whether it is `stalled`, what is mounted exactly there.
+
+    Args:
+        path: absolute; an automounter there is made to mount.
+    """
+    seen = kind_and_owner(f"{path}/.")  # by itself, `stat` asks no automounter (AT_NO_AUTOMOUNT)
+    source, filesystem = mount_at(path)
+    return {
+        "path": path,
+        "directory": isinstance(seen, tuple) and seen[0] == "directory",
+        "stalled": seen == "stalled",
+        "mounted": source is not None,
+        "source": source,
+        "filesystem": filesystem,
+    }
+
+
+def kind_and_owner(path: str) -> tuple[str, str] | Literal["stalled"] | None:
+    """What `stat` says of a path; None if it is not there, `stalled` if nobody answers in time."""
+    command = ["stat", "--format=%F:%U", path]
+    try:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_WAIT_S,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        return "stalled"
+    if done.returncode != 0:
+        return None
+    kind, _, owner = done.stdout.strip().rpartition(":")
+    return kind, owner
+
+
+def mount_at(path: str) -> tuple[str | None, str | None]:
+    """Source and type of the last filesystem mounted exactly there, but for an automounter's own."""
+    found: tuple[str | None, str | None] = (None, None)
+    for line in MOUNT_TABLE.read_text().splitlines():
+        fields, _, end = line.partition(" - ")  # proc_pid_mountinfo(5)
+        filesystem, source = end.split(" ")[:2]
+        if _unescaped(fields.split(" ")[4]) == path and filesystem != "autofs":
+            found = (_unescaped(source), filesystem)
+    return found
+
+
+def _unescaped(text: str) -> str:
+    for letter in " \t\n\\":
+        text = text.replace(f"\\{ord(letter):03o}", letter)
+    return text

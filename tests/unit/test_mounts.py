@@ -1,0 +1,54 @@
+"""What is mounted at a directory, asked so that a dead server keeps nobody waiting."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from raytools.node import mounts
+from raytools.node.ray_temp_dir import name_of
+
+
+def test_a_mount_is_told_with_source_and_type() -> None:
+    found = mounts.look("/proc")
+    assert (found["mounted"], found["filesystem"]) == (True, "proc")
+    assert found["directory"]
+    assert not found["stalled"]
+
+
+def test_a_plain_directory_is_no_mount(tmp_path: Path) -> None:
+    assert mounts.look(str(tmp_path)) == {
+        "path": str(tmp_path), "directory": True, "stalled": False, "mounted": False, "source": None,
+        "filesystem": None,
+    }  # fmt: skip
+    assert mounts.kind_and_owner(str(tmp_path)) == ("directory", name_of(tmp_path.stat().st_uid))
+    assert mounts.look(str(tmp_path / "missing"))["directory"] is False
+
+
+def test_a_directory_that_does_not_answer_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "stat"  # in the place of a dead NFS server; tests/vm has a real one
+    asked.write_text("#!/bin/sh\nexec sleep 60\n")
+    asked.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(mounts, "ANSWER_WAIT_S", 0.3)
+    began = time.monotonic()
+    assert mounts.look(str(tmp_path))["stalled"]
+    assert time.monotonic() - began < 20
+
+
+def test_an_automounter_of_its_own_is_no_mount_and_names_are_unescaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "22 1 0:20 / /data\\040one rw - autofs systemd-1 rw,fd=5\n"
+        "23 1 0:21 / /data\\040one rw,noatime shared:7 - nfs4 n1:/srv/my\\040data rw,vers=4.2\n"
+        "24 1 0:22 / /other rw - autofs systemd-1 rw\n"
+    )
+    monkeypatch.setattr(mounts, "MOUNT_TABLE", table)
+    assert mounts.mount_at("/data one") == ("n1:/srv/my data", "nfs4")
+    assert mounts.mount_at("/other") == (None, None)
