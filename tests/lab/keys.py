@@ -96,7 +96,7 @@ def locked(path: Path, what: str, *, keep: bool = False, wait: bool = True) -> I
         os.close(descriptor)  # its last holder has removed it in between
     try:
         yield
+    finally:
         if not keep:
             path.unlink(missing_ok=True)
-    finally:
         os.close(descriptor)

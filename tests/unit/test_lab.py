@@ -156,6 +156,13 @@ def test_a_lock_is_held_by_one_and_leaves_no_file(tmp_path: Path) -> None:
     assert not lock.exists()
 
 
+def test_a_lock_leaves_no_file_when_its_holder_is_interrupted(tmp_path: Path) -> None:
+    lock = tmp_path / "lab.lock"
+    with pytest.raises(KeyboardInterrupt), keys.locked(lock, "The lab lab", wait=False):
+        raise KeyboardInterrupt
+    assert not lock.exists()
+
+
 # --- addresses ---
 
 

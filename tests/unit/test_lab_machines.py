@@ -233,6 +233,23 @@ def test_a_lab_of_the_other_kind_is_not_touched(tmp_path: Path) -> None:
         pass
 
 
+def test_an_up_that_is_taken_back_forgets_the_new_machine_and_keeps_the_old_one(tmp_path: Path) -> None:
+    lab = Lab("two", lambda _: None, checkout=tmp_path)
+    hosts = number_of(2, MachineSpec)
+    for name in ("n1", "n2", "gone"):
+        (lab._machines / name).mkdir(parents=True)
+    (lab._machines / "n1" / "digest").write_text("as asked for")
+    lab._make_keys(hosts)
+    ports = {"n1": 22100, "n2": 22101}
+    lab._save(
+        hosts, addresses=network.choose_addresses(list(ports), {}), ports=ports, image="i", accelerator="tcg"
+    )
+    lab._take_back()
+    assert [host.name for host in lab.hosts] == list(lab.addresses) == list(lab.endpoints) == ["n1"]
+    assert [path.name for path in lab._machines.iterdir()] == ["n1"]
+    assert "n2" not in lab.inventory.read_text()
+
+
 def test_down_of_a_lab_that_is_not_there_leaves_nothing(tmp_path: Path) -> None:
     Lab("none", lambda _: None, checkout=tmp_path).down()
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".raytools", "lab"]

@@ -230,11 +230,14 @@ class Lab(BaseLab[MachineSpec]):
 
     def _take_back(self) -> None:
         self._end_unfinished()
-        self._remove(self._unfinished())
-        left = machines_in(self._machines)
-        if left:
-            specs, state = [spec for spec in self.hosts if spec.name in left], self._state()
-            self._save(specs, **{key: value for key, value in state.items() if key not in ("kind", "hosts")})
+        finished = set(machines_in(self._machines)) - set(self._unfinished())
+        specs = [spec for spec in self.hosts if spec.name in finished]
+        names = [spec.name for spec in specs]
+        self._remove([name for name in machines_in(self._machines) if name not in names])
+        if specs:
+            state = self._state()
+            own = {key: {name: state[key][name] for name in names} for key in ("addresses", "ports")}
+            self._save(specs, **own, image=state["image"], accelerator=state["accelerator"])
             self._write_files(specs, storage_of(specs))
         else:
             self._forget()
