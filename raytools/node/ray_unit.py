@@ -50,11 +50,19 @@ def _restart(unit: str, *, again: bool) -> None:
     """Once more for a worker: where all are restarted, it may have met the head that was just ending."""
     began = time.monotonic()
     try:
-        _systemctl("restart", unit)
+        _restart_once(unit)
     except RaytoolsError:
         if not again or time.monotonic() - began > _ENDING_S:
             raise
-        _systemctl("restart", unit)
+        _restart_once(unit)
+
+
+def _restart_once(unit: str) -> None:
+    """For systemd a Ray that gave up while it started has started, and ended well: see SuccessExitStatus."""
+    _systemctl("restart", unit)
+    state = _systemctl("show", "--property=ActiveState", "--value", unit)
+    if state != "active":
+        raise RaytoolsError(f"{unit} is {state} right after its start", expected="active")
 
 
 def _write(path: Path, text: str) -> None:
@@ -66,13 +74,14 @@ def _write(path: Path, text: str) -> None:
     beside.replace(path)
 
 
-def _systemctl(*arguments: str) -> None:
+def _systemctl(*arguments: str) -> str:
     done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RaytoolsError(
             f"systemctl {' '.join(arguments)} failed: {done.stderr.strip() or done.returncode}",
             expected="systemd to do what root asks",
         )
+    return done.stdout.strip()
 
 
 def _last_words(log: Path, error: RaytoolsError) -> str:
