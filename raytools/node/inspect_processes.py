@@ -173,14 +173,22 @@ def _is_ray(process: Process) -> bool:
 def _anchors(every: Mapping[int, Process], living: list[Ray]) -> set[int]:
     """What holds a living Ray together: its raylet, and the `ray start` or driver above a server.
 
-    A GCS without a raylet counts as long as its parent lives: Ray is starting.
+    A GCS without a raylet counts as long as its parent lives, and so does what will become a Ray: it is
+    starting, which takes a slow machine a minute.
     """
     found = {ray.raylet.pid for ray in living}
+    found |= {process.pid for process in every.values() if _is_starting(process)}
     for process in every.values():
         parent = every.get(process.ppid)
         if process.name in _SERVERS and parent is not None and not _is_reaper(parent):
             found |= {process.pid, parent.pid}
     return found
+
+
+def _is_starting(process: Process) -> bool:
+    """`ray start --block`, or what the unit runs before, beside and as it; each ends by itself."""
+    command = process.command
+    return "--block" in command or command[1:3] == ("-m", "raytools.node")
 
 
 def _is_reaper(process: Process) -> bool:

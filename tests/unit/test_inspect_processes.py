@@ -65,5 +65,20 @@ def test_the_server_of_a_ray_that_has_lost_its_raylet_is_left_over() -> None:
     assert left(every) == [5_000_012, 5_000_013]
 
 
+def test_a_ray_that_is_just_starting_has_left_nothing() -> None:
+    python, node_code = "/env/python", ("-m", "raytools.node")
+    unit = [
+        process(1, "systemd", "/sbin/init", ppid=0, uid=0),
+        process(5_000_030, "ray", python, "/env/bin/ray", "start", "--head", "--block"),
+        process(5_000_031, "gcs_server", "/env/gcs_server", f"--session-dir={SESSION}", ppid=5_000_030),
+        process(5_000_032, "python", python, "/env/ray/dashboard/dashboard.py", ppid=5_000_030),
+        process(
+            5_000_033, "python", python, *node_code, "enter-main", "--after", GCS, "/env/bin/ray", "start"
+        ),
+        process(5_000_034, "python", python, *node_code, "ray", "await", "--pid", "5000030"),
+    ]
+    assert left({one.pid: one for one in unit}) == []
+
+
 def test_the_module_reads_this_machine() -> None:
     assert inspect_processes.processes()
