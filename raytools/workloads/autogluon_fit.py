@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from raytools.units import format_duration
@@ -32,13 +32,13 @@ _LEADERBOARD_COLUMNS = ("score_val", "score_test", "fit_time", "pred_time_test")
 
 
 def train_and_score(parameters: AutoGluonParameters, context: SlotContext) -> dict[str, Any]:
-    """Fits in a private Ray, scores on held-out rows, and tells what AutoGluon's Ray saw.
+    """Fits in a private Ray, or without one where nothing is bagged; scores, and tells what was seen.
 
     Returns:
         The metrics of the workload, as JSON types.
     """
     dataset, label = str(parameters.dataset), str(parameters.label)
-    with _private_ray(context) as ray:
+    with _private_ray(context) if parameters.folds != 0 else nullcontext():
         frame = load_frame(dataset, context.inputs.get("table")).dropna(subset=[label])
         train, test = _split(frame, label, parameters.seed)
         context.report(f"{dataset}: {len(train)} rows to train on, {len(test)} held out")
@@ -50,12 +50,12 @@ def train_and_score(parameters: AutoGluonParameters, context: SlotContext) -> di
             **trained,
             **_scores(predictor, test),
             "fit_s": round(fit_s, 3),
-            **_what_was_seen(ray),
+            **_what_was_seen(),
         }
 
 
 @contextmanager
-def _private_ray(context: SlotContext) -> Iterator[Any]:
+def _private_ray(context: SlotContext) -> Iterator[None]:
     """A Ray of the slot's size whose files are in the run's own directory."""
     # The slot's cgroup is the memory limit: Ray's monitor looks at the whole machine and would only disturb.
     # AutoGluon reads the second: a fold that died is a result, not a reason for another try.
@@ -77,7 +77,7 @@ def _private_ray(context: SlotContext) -> Iterator[Any]:
         logging_level=logging.ERROR,
     )
     try:
-        yield ray
+        yield
     finally:
         ray.shutdown()
 
@@ -247,14 +247,17 @@ def _number(value: Any) -> float | None:
     return None if math.isnan(number) else round(number, 6)
 
 
-def _what_was_seen(ray: Any) -> dict[str, Any]:
-    """How large the machine looks from inside: to the private Ray, the kernel, and AutoGluon."""
+def _what_was_seen() -> dict[str, Any]:
+    """How large the machine looks from inside: to the kernel, AutoGluon, and the Ray that it used, if any."""
+    import ray
     from autogluon.common.utils.resource_utils import ResourceManager
 
     seen = {
-        "ray": int(ray.cluster_resources().get("CPU", 0)),
         "affinity": len(os.sched_getaffinity(0)),
         "autogluon": int(ResourceManager.get_cpu_count()),
     }
+    if not ray.is_initialized():  # neither by us nor by AutoGluon
+        return {"nodes_seen": 1, "cpus_seen": max(seen.values()), "cpus_seen_by": seen}
+    seen["ray"] = int(ray.cluster_resources().get("CPU", 0))
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return {"nodes_seen": len(nodes), "cpus_seen": max(seen.values()), "cpus_seen_by": seen}
