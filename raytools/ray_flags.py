@@ -49,9 +49,15 @@ def start_arguments(
         f"--node-manager-port={ports['node_manager']}",
         f"--object-manager-port={ports['object_manager']}",
         f"--runtime-env-agent-port={ports['runtime_env_agent']}",
-        f"--dashboard-agent-grpc-port={ports['dashboard_agent_grpc']}",
-        f"--dashboard-agent-listen-port={ports['dashboard_agent_http']}",
-        f"--metrics-export-port={ports['metrics_export']}",
+        *(
+            f"--{option}={ports[name]}"
+            for option, name in (
+                ("dashboard-agent-grpc-port", "dashboard_agent_grpc"),
+                ("dashboard-agent-listen-port", "dashboard_agent_http"),
+                ("metrics-export-port", "metrics_export"),
+            )
+            if name in ports
+        ),
         f"--min-worker-port={worker_ports[0]}",
         f"--max-worker-port={worker_ports[1]}",
         f"--num-cpus={cpus}",
@@ -96,6 +102,9 @@ def environment_of_ray(
         "RAY_task_oom_retries": "0",
         # how soon a worker notices that its head was restarted (it ends, and is started again); default: 60 s
         "RAY_raylet_liveness_self_check_interval_ms": "5000",
+        # the dashboard's parts start all at once, and on two slow processors none of them within Ray's 30 s
+        "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "120",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150",
         # Ray's default keeps 5 x 512 MiB of each of its many log files
         "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),
         "RAY_ROTATION_BACKUP_COUNT": "2",

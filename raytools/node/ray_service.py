@@ -277,12 +277,14 @@ def await_ready(main_process: ProcessId, node: Mapping[str, Any]) -> ProcessId |
     reported_s = 0.0
     temp_dir = Path(node["temp_dir"])
     while (waited_s := time.monotonic() - started) < START_LIMIT_S and main_process.alive:
-        raylet = ray_process.child_named(main_process, "raylet")
         complete = ray_temp_dir.start_is_complete(temp_dir)
+        due = waited_s - reported_s >= 2
+        # looking for a child looks at every process, which would slow down what it waits for
+        raylet = ray_process.child_named(main_process, "raylet") if complete or due else None
         if raylet and complete and ray_process.answers(node["ray"]["gcs_address"]):
             progress(f"Ray is up after {waited_s:.1f} s (raylet pid {raylet.pid})")
             return raylet
-        if waited_s - reported_s >= 2:
+        if due:
             reported_s = waited_s
             progress(f"starting Ray: {waited_s:.0f} s, raylet {'runs' if raylet else 'not yet'}")
         time.sleep(0.1)

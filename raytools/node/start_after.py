@@ -20,7 +20,7 @@ from raytools.node import ray_view
 from raytools.node.ray_failure import RayServiceError
 from raytools.node.ray_process import answers, progress
 
-HEAD_LIMIT_S = 150.0  # a machine that is emulated needs one minute
+HEAD_LIMIT_S = 180.0  # an emulated one needs almost two minutes
 _LOOK_S = 0.1
 _RAY_COMMAND = "ray.scripts.scripts"  # what `ray` imports first
 
