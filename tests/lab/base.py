@@ -141,6 +141,10 @@ class BaseLab(ABC, Generic[H]):
         for spec in specs:
             keys.ensure_key(self._host_key(spec.name), spec.name)
 
+    def _emulated(self) -> bool:
+        """Whether processors are much slower than this machine's."""
+        return False
+
     def _write_files(self, specs: Sequence[H], storage: str) -> None:
         """What Ansible, raytools and ssh need to know of these hosts.
 
@@ -153,7 +157,11 @@ class BaseLab(ABC, Generic[H]):
         keys.set_entries(self.known_hosts, self.name, lines)
         config = files.ssh_config_text(specs, endpoints, self.key, self.known_hosts, self.TARGETS)
         keys.replace(self.ssh_config, config)
-        keys.replace(self.cluster_yaml, files.cluster_text(self.name, storage, self.TARGETS), 0o644)
+        keys.replace(
+            self.cluster_yaml,
+            files.cluster_text(self.name, storage, self.TARGETS, emulated=self._emulated()),
+            0o644,
+        )
         self._share_project_state()
         self.inventory.parent.mkdir(exist_ok=True)
         inventory = files.inventory_text(

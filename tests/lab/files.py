@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from raytools.config import ClusterConfig
 from tests.lab.hosts import Endpoint, Host
 
 SSH_PORT = 22
@@ -92,20 +93,37 @@ def _scalar(value: Any) -> str:
     return json.dumps(value)  # JSON is YAML
 
 
-def cluster_text(lab: str, storage: str, targets: Targets) -> str:
+# Ray gives its agents 15 s to start, which no setting changes: they must not import the dashboard's modules.
+_DEFAULT_PIP = ClusterConfig().environment.pip
+_PIP = [
+    pin.replace("ray[default,tune]", "ray[client,tune]").replace("[lightgbm,ray]", "[lightgbm]")
+    for pin in _DEFAULT_PIP
+]
+_EMULATED = f"""\
+environment:
+  name: emulated                      # without Ray's dashboard, whose modules take too long to import
+  pip: {json.dumps(_PIP)}
+ray:
+  dashboard: {{enabled: false}}
+  ports: {{dashboard_agent_grpc: 0, metrics_export: 0}}
+"""
+
+
+def cluster_text(lab: str, storage: str, targets: Targets, *, emulated: bool = False) -> str:
     """The lab's cluster.yaml: small hosts.
 
     Args:
         lab: its name.
         storage: what the key `storage` says, in one line.
         targets: what made the lab.
+        emulated: its processors are ten times slower than real ones.
     """
     return (
         f"# Written by `make {targets.up}`: the lab's cluster.yaml. What is not said here has the default.\n"
         f"cluster: {lab}\n"
         f"storage: {storage}\n"
         f"nodes:\n"
-        f"  system_reserved: {{memory: 1GiB}}   # the hosts are small\n"
+        f"  system_reserved: {{memory: 1GiB}}   # the hosts are small\n" + (_EMULATED if emulated else "")
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.lab import debian, keys
 from tests.lab.commands import Report, run
 
-DISK_SIZE = "8G"  # sparse: room for an environment of a few GB beside its archive
+DISK_SIZE = "12G"  # sparse: room for an environment of a few GB beside its archive
 PACKAGES = (*debian.PACKAGES, "linux-image-cloud-amd64", "kmod", "nfs-kernel-server", "nfs-common")
 _MASKED = (
     *debian.IDLE_UNITS,

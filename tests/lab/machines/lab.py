@@ -142,6 +142,9 @@ class Lab(BaseLab[MachineSpec]):
         """Runs a program on a machine as root."""
         return self.machine(host).run(shlex.join(argv), check=check)
 
+    def _emulated(self) -> bool:
+        return self._state().get("accelerator") == "tcg"
+
     # --- how up works ---
 
     def _reconcile(self, specs: Sequence[MachineSpec], made: image.Image, accelerator: str) -> None:
