@@ -8,7 +8,7 @@ HOST ?=
 SPECIAL_HOSTS = $(foreach host,$(HOST),--host "$(host)")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart stop test lint lab-deps lab-up lab-down lab-clean vm-deps vm-up vm-down vm-clean test-lab test-vm
+.PHONY: help quickstart stop test lint lab-deps lab-up lab-down lab-clean vm-deps vm-up vm-down vm-clean test-lab test-vm test-vm-full
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -53,8 +53,11 @@ vm-down: .lab-venv ## end them and remove all of that lab (LAB=vm)
 vm-clean: .lab-venv ## end all labs of virtual machines of this checkout; remove the cached image too
 	@$(VM_RUN) clean
 
-test-vm: .python ## NFS on two virtual machines of their own (once before: make vm-deps)
+test-vm: .python ## the playbooks on two virtual machines of their own (20 minutes emulated; once before: make vm-deps)
 	@"$(PYTHON)" scripts/test.py vm
+
+test-vm-full: .python ## all of that: every reboot, every adversary, Ray's own isolation (an hour emulated)
+	@"$(PYTHON)" scripts/test.py vm-full
 
 .PHONY: .python .lab-venv
 .python:

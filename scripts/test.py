@@ -15,17 +15,24 @@ from xml.etree import ElementTree
 from steps import CHECKOUT, VENV, StepError, Steps, guarded, make_venv, require_python, run, say, seconds
 
 BIN = VENV / "bin"
+_ON_MACHINES = "two machines with a kernel of their own: cgroup v2, NFS, power failures"
 FAILURE_LINES = 40  # of each failed test, said again at the very end, where a cut-off log still has them
 
 
 @dataclass(frozen=True)
 class Tier:
-    """One directory of tests, and why it cannot run here (None: it can)."""
+    """Tests of one directory, and why they cannot run here (None: they can)."""
 
     name: str
     what: str
     obstacle: str | None = None
     asked_for_only: bool = False
+    which: tuple[str, ...] = ()
+    """Further arguments of pytest."""
+
+    @property
+    def directory(self) -> str:
+        return f"tests/{self.name.partition('-')[0]}"
 
     @property
     def is_skipped(self) -> bool:
@@ -44,7 +51,7 @@ def main() -> int:
     wanted = sys.argv[1:]
     tiers = [tier for tier in find_tiers() if not wanted or tier.name in wanted]
     if len(tiers) < len(wanted):
-        raise StepError(f"{' '.join(wanted)}: expected some of unit, local, lab, vm")
+        raise StepError(f"{' '.join(wanted)}: expected some of unit, local, lab, vm, vm-full")
     if wanted:
         return _only(tiers)
     steps = Steps(total=2 + sum(not tier.is_skipped for tier in tiers))
@@ -74,12 +81,14 @@ def _only(tiers: list[Tier]) -> int:
 
 def find_tiers() -> list[Tier]:
     """The tiers of the project, the quick ones first."""
+    machines = lab_obstacle("machines")
     local = None if platform.system() == "Linux" else f"needs Linux, this is {platform.system()}"
     return [
         Tier("unit", "everywhere: no root, no network"),
         Tier("local", "this machine: cgroups, a real Ray", local),
         Tier("lab", "three hosts in containers, the playbooks on them", lab_obstacle("containers")),
-        Tier("vm", "two machines with a kernel of their own, NFS on them", lab_obstacle("machines"), True),
+        Tier("vm", _ON_MACHINES, machines, True, ("-m", "not long")),
+        Tier("vm-full", f"{_ON_MACHINES}; every reboot and adversary", machines, True),
     ]
 
 
@@ -118,13 +127,14 @@ def _run_tier(steps: Steps, tier: Tier) -> tuple[bool, str]:
                 BIN / "python",
                 "-m",
                 "pytest",
-                f"tests/{tier.name}",
+                tier.directory,
                 "-q",
                 "-rs",
                 "--durations=15",
                 f"--junitxml={report}",
+                *tier.which,
             ],
-            f"One test alone: .venv/bin/pytest tests/{tier.name} -k NAME",
+            f"One test alone: .venv/bin/pytest {tier.directory} -k NAME",
         )
 
     return _outcome(steps, f"Tests {tier.name} ({tier.what})", tests)

@@ -85,7 +85,7 @@ def plain_user() -> Iterator[Requester]:
     name = f"rt-{secrets.token_hex(3)}"
     subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", name], check=True)
     account = pwd.getpwnam(name)
-    grant = [sys.executable, "-m", "raytools", "grant", "--user", name]
+    grant = [sys.executable, "-m", "raytools.node", "grant", "--user", name]
     try:
         with _code() as code:
             subprocess.run(grant, check=True, cwd=CHECKOUT, stdout=subprocess.DEVNULL)

@@ -1,21 +1,31 @@
-"""One lab of two machines for all modules: bare, storage, provisioned, taken down at the end.
+"""One lab of two machines for all modules: bare, provisioned, taken down at the end.
 
-The order of the modules is that of a cluster's life (their names: test_1_…, test_2_…).
+The order of the modules is that of a cluster's life (their names: test_1_…, test_2_…). `make test-vm`
+leaves out what is marked `long`.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.lab.cluster import Cluster
+from tests.lab.cluster import ROOT, Cluster, Done
 from tests.lab.machines import Lab, MachineSpec
+from tests.lab.machines.machine import Machine
 
 REUSE = os.environ.get("RAYTOOLS_LAB_REUSE") == "1"
 """For whoever writes tests: take the suite's lab as an earlier run has left it, and leave it running."""
 HOSTS = ("n1", "n2")
+HEAD, WORKER = HOSTS  # the head serves the storage
+NOTHING = dict.fromkeys(HOSTS, 0)
+MOUNT, EXPORT = "/mnt/raytools", "/srv/raytools"
+AS_RAY = "setpriv --reuid=ray --regid=ray --init-groups --reset-env --"
+COMES_UP_S = 300.0  # all of Ray, emulated, on two processors of this machine for two machines
+_PROGRAMS = Path(__file__).with_name("programs")
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +37,8 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     try:
         if not (REUSE and cluster.lab.addresses):
             cluster.create([MachineSpec(host) for host in HOSTS])
+            yaml = cluster.lab.cluster_yaml
+            yaml.write_text(yaml.read_text() + "slots: {per_node: 2}\n")
         yield cluster
     finally:
         if request.session.testsfailed > failed_before:
@@ -36,8 +48,52 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def stored(bare: Cluster) -> Cluster:
-    """The machines with shared storage, and nothing else yet."""
-    done = bare.play("storage")
-    assert done.exit_code == 0, done.output
+def built(bare: Cluster) -> Done:
+    """The first run of the playbook. Its outcome is a test's subject."""
+    return bare.play("cluster", wait_s=1200)
+
+
+@pytest.fixture(scope="session")
+def provisioned(bare: Cluster, built: Done) -> Cluster:
+    """The cluster after its first run."""
+    if built.exit_code != 0:
+        pytest.fail(f"the first run failed:\n{built.output[-6000:]}")
     return bare
+
+
+@pytest.fixture
+def cluster(provisioned: Cluster) -> Iterator[Cluster]:
+    """A healthy cluster, and healthy again for the next test even if this one failed."""
+    yield provisioned
+    for host in HOSTS:
+        if not provisioned.lab.is_running(host):
+            provisioned.lab.power_on(host)
+    try:
+        provisioned.await_healthy(COMES_UP_S)
+    except AssertionError:
+        healed = provisioned.play("cluster", wait_s=900)
+        if healed.exit_code != 0:
+            pytest.exit(f"the cluster cannot be healed:\n{healed.output[-4000:]}", 1)
+
+
+def machine(cluster: Cluster, host: str) -> Machine:
+    """One machine, for all that can be done to it."""
+    found = cluster.lab.machine(host)
+    assert isinstance(found, Machine)
+    return found
+
+
+def driver(cluster: Cluster, program: str, *arguments: str) -> str:
+    """The shell command that runs one of programs/ on the head, as a driver of the service account."""
+    machine(cluster, HEAD).put({f"/opt/{program}": ((_PROGRAMS / program).read_text(), 0o644)})
+    toolkit = cluster.sh(HEAD, f'sed -n \'s/.*"toolkit": "\\([^"]*\\)".*/\\1/p\' {ROOT}/node.json')
+    variables = {
+        "RAY_ADDRESS": f"{cluster.lab.addresses[HEAD]}:6379",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": f"{ROOT}/token",
+        "RAYTOOLS_ROOT": ROOT,
+        "PYTHONPATH": toolkit,
+    }
+    assigned = [f"{name}={value}" for name, value in variables.items()]
+    python = [f"{ROOT}/envs/current/bin/python", f"/opt/{program}", *arguments]
+    return f"{AS_RAY} env {shlex.join([*assigned, *python])}"

@@ -1,0 +1,82 @@
+"""Power failures: the cluster comes back without a person, and a run that was lost is recorded as lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from tests.lab.cluster import Cluster, until
+from tests.vm.conftest import COMES_UP_S, HEAD, HOSTS, NOTHING, WORKER, driver, machine
+
+pytestmark = pytest.mark.timeout(1200)
+
+RECORDS = "/mnt/raytools/records"
+
+
+def comes_back(cluster: Cluster, hosts: tuple[str, ...]) -> None:
+    """Pulls plugs and puts them back: all Rays are alive in time, and the doctor finds nothing."""
+    before = {host: cluster.raylet(host) for host in HOSTS}
+    for host in hosts:
+        if cluster.lab.is_running(host):
+            machine(cluster, host).power_off()
+    for host in hosts:
+        machine(cluster, host).start()
+    others = [host for host in HOSTS if host not in hosts]
+    if HEAD in hosts:  # the others' raylets belong to a head that is gone: they end, and begin anew
+        until(
+            lambda: all(cluster.raylet(host) not in (None, before[host]) for host in others),
+            COMES_UP_S,
+            f"new raylets on {', '.join(others)}",
+        )
+    took_s = cluster.await_healthy(COMES_UP_S)
+    print(f"{', '.join(hosts)}: all alive {took_s:.0f} s after sshd was up again")
+    report = cluster.raytools("doctor", "--threshold", "warning")
+    assert report.exit_code == 0, report.output
+
+
+def records(cluster: Cluster) -> dict[str, str]:
+    """Name -> text of every record in the storage."""
+    listed = cluster.sh(HEAD, f"cd {RECORDS} && grep -H '' *.json 2>/dev/null", check=False)
+    found: dict[str, str] = {}
+    for line in listed.splitlines():
+        name, _, text = line.partition(":")
+        found[name] = found.get(name, "") + text
+    return found
+
+
+def test_a_run_on_a_worker_without_power_is_recorded_as_lost_and_done_elsewhere(cluster: Cluster) -> None:
+    known = records(cluster)
+    command = driver(cluster, "outlive_a_node.py", WORKER)
+    said: list[str] = []
+    driving = threading.Thread(
+        target=lambda: said.append(machine(cluster, HEAD).run(command, wait_s=600).stdout)
+    )
+    driving.start()
+    until(lambda: records(cluster).keys() - known.keys(), 180, "the run's first record")
+    machine(cluster, WORKER).power_off()
+    driving.join(240)
+    assert said, "the driver did not end"
+    answer = json.loads(said[0].splitlines()[-1])
+    assert answer["value"] == HEAD
+    assert (answer["record"]["outcome"], answer["record"]["attempt"]) == ("ok", 2)
+    new = [json.loads(text) for name, text in records(cluster).items() if name not in known]
+    assert {(one["host"]["name"], one["attempt"], one["outcome"]) for one in new} == {
+        (WORKER, 1, "lost"),
+        (HEAD, 2, "ok"),
+    }
+    comes_back(cluster, (WORKER,))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("hosts", [(HEAD,), HOSTS], ids=["head", "both"])
+def test_after_a_power_failure_the_cluster_comes_back(cluster: Cluster, hosts: tuple[str, ...]) -> None:
+    comes_back(cluster, hosts)
+
+
+@pytest.mark.long
+def test_then_a_run_of_the_playbook_finds_nothing_to_do(cluster: Cluster) -> None:
+    done = cluster.play("cluster")
+    assert done.exit_code == 0, done.output
+    assert done.changed == NOTHING, done.output
