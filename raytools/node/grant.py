@@ -79,7 +79,9 @@ def _delegate(account: pwd.struct_passwd) -> list[str]:
     if not lingered:
         _do("loginctl", "enable-linger", account.pw_name)
         done.append(f"{account.pw_name}'s service manager now runs without a login (loginctl enable-linger)")
-    _reexecute_manager(account)
+    if not _reexecute_manager(account):
+        # lingering starts it some time later, or not before the next boot: who was told "granted" runs now
+        _systemctl("start", f"user@{account.pw_uid}.service")
     return done
 
 
@@ -115,11 +117,17 @@ def _require_no_scopes(account: pwd.struct_passwd) -> None:
             )
 
 
-def _reexecute_manager(account: pwd.struct_passwd) -> None:
-    """A running manager learns of new controllers only so; sessions and scopes survive it."""
+def _reexecute_manager(account: pwd.struct_passwd) -> bool:
+    """A running manager learns of new controllers only so; sessions and scopes survive it.
+
+    Returns:
+        Whether it runs.
+    """
     unit = f"user@{account.pw_uid}.service"
-    if subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False).returncode == 0:
+    running = subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False).returncode == 0
+    if running:
         _systemctl("kill", "--kill-whom=main", "--signal=RTMIN+25", unit)
+    return running
 
 
 def _systemctl(*arguments: str) -> None:
