@@ -22,6 +22,7 @@ from raytools.node.ray_state import read_node
 _DIRECTORY = Path("/etc/systemd/system")
 _MODE = 0o640  # a proxy's password may be in it
 _QUOTED_LINES = 12
+_SLOW_S = 30.0  # what is wrong with a head shows sooner
 _ENDING_S = 60.0  # longer no head takes to end, emulated or not
 
 
@@ -40,19 +41,22 @@ def restart(root: Path, node: Mapping[str, Any], text: str) -> None:
     _write(_DIRECTORY / unit, text)
     _systemctl("enable", "--quiet", unit)  # reads all units anew, too
     try:
-        _restart(unit, again=not is_head)
+        _restart(unit, is_head=is_head)
     except RaytoolsError as error:
         said = _last_words(root / "logs" / "ray.log", error)
         raise RayServiceError("Ray did not start. " + said) from error
 
 
-def _restart(unit: str, *, again: bool) -> None:
-    """Once more for a worker: where all are restarted, it may have met the head that was just ending."""
+def _restart(unit: str, *, is_head: bool) -> None:
+    """Once more for a worker: where all are restarted, it may have met the head that was just ending. And for
+    a head that took long to fail: Ray gives its parts a fixed time, and what was read once is read faster.
+    """
     began = time.monotonic()
     try:
         _restart_once(unit)
     except RaytoolsError:
-        if not again or time.monotonic() - began > _ENDING_S:
+        took_s = time.monotonic() - began
+        if took_s < _SLOW_S if is_head else took_s > _ENDING_S:
             raise
         _restart_once(unit)
 

@@ -63,6 +63,14 @@ def test_a_head_that_gave_up_while_it_started_is_told_with_the_end_of_its_log(sy
     assert systemd.restarts == 1
 
 
+def test_a_head_that_took_long_to_fail_is_started_once_more(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_unit, "_SLOW_S", 0.0)
+    systemd.start("head", "activating", "active")
+    assert systemd.restarts == 2
+
+
 def test_a_worker_is_started_once_more(systemd: Systemd) -> None:
     systemd.start("worker", "activating", "active")
     assert systemd.restarts == 2
