@@ -15,9 +15,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.lab.containers import HostSpec, Lab
 from tests.lab.containers.hosts import plain_hosts
@@ -217,8 +220,14 @@ class Cluster:
         assert len(found) <= 1, found
         return found[0] if found else None
 
+    @property
+    def hosts(self) -> list[str]:
+        """Their names, the head first."""
+        return list(self.lab.addresses)
+
     def raylets(self) -> dict[str, int | None]:
-        return {host: self.raylet(host) for host in HOSTS}
+        """Host -> the pid of our raylet there."""
+        return {host: self.raylet(host) for host in self.hosts}
 
     def alive(self) -> set[str]:
         """Addresses of the nodes that Ray's head reports alive; none if it does not answer."""
@@ -238,6 +247,42 @@ class Cluster:
         """Waits until Ray reports every host alive; returns how long that took, in seconds."""
         wanted = set(self.lab.addresses.values())
         return until(lambda: self.alive() == wanted, limit_s, f"all of {sorted(wanted)} alive")
+
+    def heal(self, limit_s: float) -> None:
+        """Every host is on and every Ray alive again: by itself, or else by a run of the playbook."""
+        for host in self.hosts:
+            if not self.lab.is_running(host):
+                self.lab.power_on(host)
+        try:
+            self.await_healthy(limit_s)
+        except AssertionError:
+            healed = self.play("cluster", wait_s=900)
+            if healed.exit_code != 0:
+                pytest.exit(f"the cluster cannot be healed:\n{healed.output[-4000:]}", 1)
+
+    def assert_comes_back(self, hosts: Sequence[str], how: Callable[[str], None], limit_s: float) -> None:
+        """Hosts go down and come up again: without a person all Rays are alive, and the doctor finds nothing.
+
+        Args:
+            hosts: which ones, all at once.
+            how: one goes down and is up again when this returns.
+            limit_s: for all of Ray, once the hosts are up.
+        """
+        before, others = self.raylets(), [host for host in self.hosts if host not in hosts]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(how, hosts))
+        if HEAD in hosts:  # the others' raylets belong to a head that is gone: they end, and begin anew
+            until(
+                lambda: all(self.raylet(host) not in (None, before[host]) for host in others),
+                limit_s,
+                f"new raylets on {', '.join(others)}",
+            )
+        took_s = self.await_healthy(limit_s)
+        print(f"{', '.join(hosts)}: all alive {took_s:.1f} s after sshd was up again")
+        if HEAD not in hosts:
+            assert all(self.raylet(host) == before[host] for host in others)
+        report = self.raytools("doctor", "--threshold", "warning")
+        assert report.exit_code == 0, report.output
 
     def processes_named(self, host: str, name: str) -> list[int]:
         """Pids of all processes of that name there."""

@@ -72,15 +72,7 @@ def provisioned(bare: Cluster, request: pytest.FixtureRequest) -> Cluster:
 def cluster(provisioned: Cluster) -> Iterator[Cluster]:
     """A healthy cluster, and healthy again for the next test even if this one failed."""
     yield provisioned
-    for host in HOSTS:
-        if not provisioned.lab.is_running(host):
-            provisioned.lab.power_on(host)
-    try:
-        provisioned.await_healthy(30)
-    except AssertionError:
-        healed = provisioned.play("cluster")
-        if healed.exit_code != 0:
-            pytest.exit(f"the cluster cannot be healed:\n{healed.output[-4000:]}", 1)
+    provisioned.heal(30)
 
 
 def keep_logs(cluster: Cluster) -> None:
