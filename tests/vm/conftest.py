@@ -7,6 +7,7 @@ leaves out what is marked `long`.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,10 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         if not (REUSE and cluster.lab.addresses):
             cluster.create([MachineSpec(host) for host in HOSTS])
             yaml = cluster.lab.cluster_yaml
-            yaml.write_text(yaml.read_text() + "slots: {per_node: 2}\n")
+            text = yaml.read_text() + "slots: {per_node: 2}\n"
+            if "not long" in request.config.getoption("-m"):
+                text = _with_ray_alone(text)
+            yaml.write_text(text)
         yield cluster
     finally:
         if request.session.testsfailed > failed_before:
@@ -62,18 +66,30 @@ def provisioned(bare: Cluster, built: Done) -> Cluster:
 
 
 @pytest.fixture
-def cluster(provisioned: Cluster) -> Iterator[Cluster]:
-    """A healthy cluster, and healthy again for the next test even if this one failed."""
+def cluster(provisioned: Cluster, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """The cluster, for tests that leave it healthy; after one that failed it is healed."""
+    failed_before = request.session.testsfailed
     yield provisioned
-    for host in HOSTS:
-        if not provisioned.lab.is_running(host):
-            provisioned.lab.power_on(host)
-    try:
-        provisioned.await_healthy(COMES_UP_S)
-    except AssertionError:
-        healed = provisioned.play("cluster", wait_s=900)
-        if healed.exit_code != 0:
-            pytest.exit(f"the cluster cannot be healed:\n{healed.output[-4000:]}", 1)
+    if request.session.testsfailed > failed_before:
+        provisioned.heal(COMES_UP_S)
+
+
+@pytest.fixture
+def disturbed(provisioned: Cluster) -> Iterator[Cluster]:
+    """The cluster, for tests that take something from it that it may still miss afterwards."""
+    yield provisioned
+    provisioned.heal(COMES_UP_S)
+
+
+def _with_ray_alone(cluster_yaml: str) -> str:
+    """Another environment: AutoGluon's GB would take minutes to copy and to verify."""
+    changed, count = re.subn(
+        r'name: emulated(.*)\n  pip: \["ray\[[^=]*(==[^"]*)".*',
+        r'name: core\1\n  pip: ["ray[client]\2"]',
+        cluster_yaml,
+    )
+    assert count == 1 or "emulated" not in cluster_yaml  # a machine that is not has the default one
+    return changed
 
 
 def machine(cluster: Cluster, host: str) -> Machine:

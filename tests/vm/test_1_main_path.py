@@ -39,11 +39,11 @@ def test_the_doctor_proves_every_node_and_finds_nothing_worse_than_info(cluster:
 
 
 def test_a_second_run_changes_nothing(cluster: Cluster) -> None:
-    before = {host: cluster.raylet(host) for host in HOSTS}
+    before = cluster.raylets()
     again = cluster.play("cluster")
     assert again.exit_code == 0, again.output
     assert again.changed == NOTHING, again.output
-    assert {host: cluster.raylet(host) for host in HOSTS} == before
+    assert cluster.raylets() == before
     print(f"second run: {again.wall_s:.0f} s")
 
 
@@ -74,7 +74,7 @@ def test_every_limit_is_proven(cluster: Cluster, user: str) -> None:
 
 
 def test_a_run_that_wants_more_memory_than_its_slot_dies_alone(cluster: Cluster) -> None:
-    before = {host: cluster.raylet(host) for host in HOSTS}
+    before = cluster.raylets()
     done = machine(cluster, HEAD).run(driver(cluster, "fill_slots.py"), wait_s=400)
     by_host = json.loads(done.stdout.splitlines()[-1])
     assert set(by_host) == set(HOSTS)
@@ -89,9 +89,10 @@ def test_a_run_that_wants_more_memory_than_its_slot_dies_alone(cluster: Cluster)
         assert set(calm["limits"]["cpu_set"]).isdisjoint(greedy["limits"]["cpu_set"])
         assert calm["fairness"]["cpu_pressure_s"] is not None
         assert {calm["host"]["name"], greedy["host"]["name"]} == {host}
-    assert {host: cluster.raylet(host) for host in HOSTS} == before, "Ray itself was hit"
+    assert cluster.raylets() == before, "Ray itself was hit"
 
 
+@pytest.mark.long
 def test_autogluon_trains_in_every_slot_and_is_limited_in_each(cluster: Cluster) -> None:
     smoke = cluster.raytools(
         "smoke", "--workload", "autogluon", "--dataset", "breast_cancer", "--models", "GBM,RF",

@@ -15,25 +15,11 @@ pytestmark = pytest.mark.timeout(1200)
 RECORDS = "/mnt/raytools/records"
 
 
-def comes_back(cluster: Cluster, hosts: tuple[str, ...]) -> None:
-    """Pulls plugs and puts them back: all Rays are alive in time, and the doctor finds nothing."""
-    before = {host: cluster.raylet(host) for host in HOSTS}
-    for host in hosts:
-        if cluster.lab.is_running(host):
-            machine(cluster, host).power_off()
-    for host in hosts:
-        machine(cluster, host).start()
-    others = [host for host in HOSTS if host not in hosts]
-    if HEAD in hosts:  # the others' raylets belong to a head that is gone: they end, and begin anew
-        until(
-            lambda: all(cluster.raylet(host) not in (None, before[host]) for host in others),
-            COMES_UP_S,
-            f"new raylets on {', '.join(others)}",
-        )
-    took_s = cluster.await_healthy(COMES_UP_S)
-    print(f"{', '.join(hosts)}: all alive {took_s:.0f} s after sshd was up again")
-    report = cluster.raytools("doctor", "--threshold", "warning")
-    assert report.exit_code == 0, report.output
+def loses_power(cluster: Cluster, host: str) -> None:
+    """Its plug is pulled, if it was not yet, and put back."""
+    if cluster.lab.is_running(host):
+        machine(cluster, host).power_off()
+    machine(cluster, host).start()
 
 
 def records(cluster: Cluster) -> dict[str, str]:
@@ -66,13 +52,13 @@ def test_a_run_on_a_worker_without_power_is_recorded_as_lost_and_done_elsewhere(
         (WORKER, 1, "lost"),
         (HEAD, 2, "ok"),
     }
-    comes_back(cluster, (WORKER,))
+    cluster.assert_comes_back((WORKER,), lambda host: loses_power(cluster, host), COMES_UP_S)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("hosts", [(HEAD,), HOSTS], ids=["head", "both"])
 def test_after_a_power_failure_the_cluster_comes_back(cluster: Cluster, hosts: tuple[str, ...]) -> None:
-    comes_back(cluster, hosts)
+    cluster.assert_comes_back(hosts, lambda host: loses_power(cluster, host), COMES_UP_S)
 
 
 @pytest.mark.long

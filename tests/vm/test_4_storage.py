@@ -66,56 +66,56 @@ def test_the_server_exports_to_the_nodes_alone_and_each_writes_what_all_read(clu
 
 
 def test_a_server_that_is_away_for_a_minute_makes_its_clients_wait_and_nothing_is_lost(
-    cluster: Cluster,
+    disturbed: Cluster,
 ) -> None:
-    with writing(cluster):
-        before = lines(cluster)
-        with machine(cluster, SERVER).paused():
+    with writing(disturbed):
+        before = lines(disturbed)
+        with machine(disturbed, SERVER).paused():
             time.sleep(60)
-        healed_s = until(lambda: lines(cluster) > before + 3, 150, "the writer goes on")
+        healed_s = until(lambda: lines(disturbed) > before + 3, 150, "the writer goes on")
         print(f"the writer went on {healed_s:.1f} s after the server was back")
-        assert_all_arrived(cluster)
+        assert_all_arrived(disturbed)
 
 
 @pytest.mark.long
-def test_a_server_that_reboots_makes_its_clients_wait_and_nothing_is_lost(cluster: Cluster) -> None:
-    with writing(cluster):
-        machine(cluster, SERVER).power_off()
+def test_a_server_that_reboots_makes_its_clients_wait_and_nothing_is_lost(disturbed: Cluster) -> None:
+    with writing(disturbed):
+        machine(disturbed, SERVER).power_off()
         before = time.monotonic()
-        machine(cluster, SERVER).start()
+        machine(disturbed, SERVER).start()
         booted_s = time.monotonic() - before
-        count = lines(cluster)
-        healed_s = until(lambda: lines(cluster) > count + 3, 240, "the writer goes on")
+        count = lines(disturbed)
+        healed_s = until(lambda: lines(disturbed) > count + 3, 240, "the writer goes on")
         print(f"booted in {booted_s:.0f} s; the writer went on {healed_s:.1f} s later")
-        assert_all_arrived(cluster)
+        assert_all_arrived(disturbed)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("order", [(CLIENT,), (CLIENT, SERVER)], ids=["client", "client before server"])
-def test_after_power_failures_the_storage_is_there_again(cluster: Cluster, order: tuple[str, ...]) -> None:
+def test_after_power_failures_the_storage_is_there_again(disturbed: Cluster, order: tuple[str, ...]) -> None:
     for host in order:
-        machine(cluster, host).power_off()
+        machine(disturbed, host).power_off()
     for host in order:  # a client that is up before its server must not give up
-        machine(cluster, host).start()
+        machine(disturbed, host).start()
     until(
-        lambda: cluster.sh(CLIENT, f"timeout 20 cat {MOUNT}/results/by-n1", check=False) == "n1",
+        lambda: disturbed.sh(CLIENT, f"timeout 20 cat {MOUNT}/results/by-n1", check=False) == "n1",
         240,
         "what was stored is read",
     )
-    again = cluster.play("storage")
+    again = disturbed.play("storage")
     assert again.exit_code == 0, again.output
     assert again.changed == NOTHING
 
 
 @pytest.mark.long
-def test_a_dead_server_is_named_and_keeps_nobody_waiting(cluster: Cluster) -> None:
-    cluster.sh(CLIENT, f"ls {MOUNT}/results")
-    machine(cluster, SERVER).power_off()
+def test_a_dead_server_is_named_and_keeps_nobody_waiting(disturbed: Cluster) -> None:
+    disturbed.sh(CLIENT, f"ls {MOUNT}/results")
+    machine(disturbed, SERVER).power_off()
     try:
         began = time.monotonic()
-        refused = cluster.raytools("preflight")
+        refused = disturbed.raytools("preflight")
         assert refused.exit_code != 0
         assert "n1" in refused.said
         assert time.monotonic() - began < 60
     finally:
-        machine(cluster, SERVER).start()
+        machine(disturbed, SERVER).start()

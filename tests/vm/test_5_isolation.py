@@ -39,13 +39,13 @@ def test_rays_processes_have_memory_and_cpu_set_aside_below_the_unit(isolated: C
 
 
 def test_limited_runs_are_beside_it_and_a_driver_from_outside_does_no_harm(isolated: Cluster) -> None:
-    before = {host: isolated.raylet(host) for host in HOSTS}
+    before = isolated.raylets()
     done = machine(isolated, HEAD).run(driver(isolated, "fill_slots.py"), wait_s=400)
     by_host = json.loads(done.stdout.splitlines()[-1])
     for host, (calm, greedy) in by_host.items():
         assert (calm["outcome"], greedy["outcome"]) == ("ok", "oom"), (host, calm, greedy)
         assert calm["enforced"]["missing"] == greedy["enforced"]["missing"] == []
-    assert {host: isolated.raylet(host) for host in HOSTS} == before
+    assert isolated.raylets() == before
 
 
 def test_the_doctor_finds_nothing(isolated: Cluster) -> None:
