@@ -175,10 +175,17 @@ def no_hierarchy(groups: OwnCgroups) -> str:
 
 
 def grant_command() -> str:
-    """The exact command that lets this user make groups."""
-    program = sys.argv[0]
-    known = os.path.basename(program) == "raytools" and os.path.exists(program)
-    return f"sudo {os.path.realpath(program) if known else 'raytools'} grant --user {user_name()}"
+    """The exact command that lets this user make groups; a node has the toolkit, and no `raytools`."""
+    import shlex  # only who is refused waits for it
+
+    program, code = sys.argv[0], os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
+    if os.path.basename(program) == "raytools" and os.path.exists(program):
+        command = os.path.realpath(program)
+    elif "/toolkit/" in f"{code}/":
+        command = f"env PYTHONPATH={shlex.quote(code)} {shlex.quote(sys.executable)} -m raytools.node"
+    else:
+        command = "raytools"
+    return f"sudo {command} grant --user {user_name()}"
 
 
 def user_name() -> str:

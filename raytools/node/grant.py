@@ -172,16 +172,14 @@ def _give(top: str, controller: str, account: pwd.struct_passwd) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m raytools.node grant --user NAME [--revoke]`: the Ray unit's step on cgroup v1, as root.
+    """`python -m raytools.node grant --user NAME [--revoke]`, as root: on a node, which has no `raytools`.
 
-    cgroup v2 has nothing to do here: there the unit's own `Delegate=` is what makes groups possible.
+    On cgroup v1 the Ray unit does it too; on v2 its own `Delegate=` is what makes groups possible.
     """
     parser = argparse.ArgumentParser(prog="python -m raytools.node grant", description=main.__doc__)
     parser.add_argument("--user", required=True)
     parser.add_argument("--revoke", action="store_true")
     options = parser.parse_args(argv)
-    if not _v1_mount_points():
-        return 0
     try:
         for line in revoke(options.user) if options.revoke else grant(options.user):
             print(line)

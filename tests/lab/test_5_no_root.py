@@ -84,7 +84,8 @@ def test_a_run_is_refused_with_the_command_that_allows_it_and_best_effort_says_w
     run = f"cd {HOME_ROOT} && PYTHONPATH=$(ls -d toolkit/*/) envs/current/bin/python -m raytools.node run"
     refused = homes.lab.ssh("n2", f"{run} -- true", check=False)
     assert refused.returncode == 125
-    assert "sudo raytools grant --user alice" in refused.stderr
+    assert f"sudo env PYTHONPATH={HOME_ROOT}/toolkit/" in refused.stderr
+    assert "-m raytools.node grant --user alice" in refused.stderr
     homes.lab.ssh("n2", f"{run} --enforce best-effort --record /tmp/record.json -- true")
     record = json.loads(homes.sh("n2", "cat /tmp/record.json; rm /tmp/record.json"))
     assert record["outcome"] == "ok"

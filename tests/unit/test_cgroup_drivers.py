@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -525,6 +526,17 @@ def test_v2_beside_the_leaf_main_is_where_groups_are_made(host: Host) -> None:
     (Path(parent) / "cgroup.subtree_control").write_text("cpu")
     assert cgroup.select_driver(groups).paths("rt-run-1") == [f"{parent}/rt-run-1"]
     assert text_of(parent, "cgroup.subtree_control") == "+cpuset +memory +pids"
+
+
+def test_on_a_node_the_command_that_grants_is_one_that_is_there(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "__file__", "/opt/raytools/toolkit/0.1.0/raytools/node/cgroup.py")
+    with pytest.raises(RefusedError) as refused:
+        cgroup.select_driver(host.v2())
+    assert f"sudo env PYTHONPATH=/opt/raytools/toolkit/0.1.0 {sys.executable} -m raytools.node grant" in (
+        refused.value.fix or ""
+    )
 
 
 def test_under_rays_own_isolation_groups_are_made_beside_it_and_the_supervisor_leaves_it(host: Host) -> None:
