@@ -32,5 +32,5 @@ for node in ray.nodes():
     size_bytes = slots[0].memory_bytes
     calm = [on_it.remote(size_bytes * 9 // 10, 10.0) for _ in slots[1:]]
     started[node["NodeManagerHostname"]] = [*calm, on_it.remote(size_bytes * 2, 10.0)]
-print(json.dumps({name: [ray.get(run).record for run in runs] for name, runs in started.items()}))
+print(json.dumps({name: [ray.get(run).record for run in runs] for name, runs in started.items()}), flush=True)
 os._exit(0)  # leaving Ray in order takes an emulated machine some seconds

@@ -31,5 +31,5 @@ found = next(node["NodeID"] for node in ray.nodes() if node["NodeManagerHostname
 run = ray.get(
     stay.options(scheduling_strategy=NodeAffinitySchedulingStrategy(found, soft=True)).remote(PREFERRED)
 )
-print(json.dumps({"value": run.value, "record": run.record}))
+print(json.dumps({"value": run.value, "record": run.record}), flush=True)
 os._exit(0)
