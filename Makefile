@@ -56,7 +56,7 @@ vm-clean: .lab-venv ## end all labs of virtual machines of this checkout; remove
 test-vm: .python ## the playbooks on two virtual machines of their own (20 minutes emulated; once before: make vm-deps)
 	@"$(PYTHON)" scripts/test.py vm
 
-test-vm-full: .python ## all of that: every reboot, every adversary, Ray's own isolation (an hour emulated)
+test-vm-full: .python ## all of that: every reboot, every adversary, AutoGluon (an hour emulated)
 	@"$(PYTHON)" scripts/test.py vm-full
 
 .PHONY: .python .lab-venv

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m benchmarks.isolation_scope [--runs 20]
 
-In a virtual machine of its own (once before: make vm-deps): there cgroup v2 and systemd are for sure. Both limit
-CPUs, memory, swap, processes and time; a scope knows no slots, confines nothing and leaves no record.
+In a virtual machine of its own (once before: make vm-deps): there cgroup v2 and systemd are for sure. Both
+limit CPUs, memory, swap, processes and time; a scope knows no slots, confines nothing and leaves no record.
 """
 
 from __future__ import annotations

@@ -168,7 +168,6 @@ class RayConfig(Section):
     ports: PortsConfig = Field(default_factory=PortsConfig)
     dashboard: DashboardConfig = Field(default_factory=DashboardConfig)
     auth: Annotated[str, kinds.choice("token", "disabled")] = "token"
-    isolation: Flag = False
     env: Variables = Field(default_factory=dict)
 
     @model_validator(mode="before")

@@ -16,7 +16,7 @@ from raytools.errors import PlanError
 from raytools.inventory import Host
 from raytools.node.ray_temp_dir import temp_dir_of
 from raytools.node.slots import assign_cpus
-from raytools.ray_flags import environment_of_ray, isolation_arguments, start_arguments
+from raytools.ray_flags import environment_of_ray, start_arguments
 from raytools.units import format_size
 
 MIB = 2**20
@@ -425,11 +425,6 @@ def _ray(node: _Node, head: _Node, slots: Sequence[Slot]) -> tuple[dict[str, Any
         temp_dir=temp_dir_of(node.host.root),
         dashboard_host=config.dashboard.host if config.dashboard.enabled else None,
     )
-    if config.isolation:
-        reserved = node.config.nodes.system_reserved
-        arguments += isolation_arguments(
-            node.config.cluster, reserved_cpus=reserved.cpus, reserved_bytes=reserved.memory
-        )
     ray = {
         "gcs_address": gcs_address,
         "start_args": arguments,

@@ -216,14 +216,6 @@ def with_port(text: str) -> str:
     return text + "ray:\n  ports: {node_manager: 10201}\n"
 
 
-def test_rays_isolation_is_refused_with_the_cause_where_it_cannot_work(cluster: Cluster) -> None:
-    with cluster.changed_file(cluster.lab.cluster_yaml, lambda text: text + "ray: {isolation: true}\n"):
-        refused = cluster.play("cluster")
-    assert refused.exit_code != 0
-    assert "ray.isolation: true needs cgroup v2 alone, found" in refused.said
-    assert refused.changed == NOTHING
-
-
 def test_another_users_ray_is_noted_and_on_our_ports_refused(cluster: Cluster) -> None:
     start = (
         f"{ROOT}/envs/current/bin/ray start --head --port=7001 --node-manager-port=10201 --num-cpus=1 "

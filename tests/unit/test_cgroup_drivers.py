@@ -539,16 +539,6 @@ def test_on_a_node_the_command_that_grants_is_one_that_is_there(
     )
 
 
-def test_under_rays_own_isolation_groups_are_made_beside_it_and_the_supervisor_leaves_it(host: Host) -> None:
-    groups = host.v2("unit/ray-node_0123abcd/user/workers")
-    unit = groups.own[UNIFIED].partition("/ray-node_")[0]
-    host.kernel.group(f"{UNIFIED}/unit/main")
-    (Path(unit) / "cgroup.controllers").write_text("cpuset cpu memory pids")
-    host.writable.add(unit)
-    assert cgroup.select_driver(groups).paths("rt-run-1") == [f"{unit}/rt-run-1"]
-    assert text_of(f"{unit}/main", "cgroup.procs") == "0"
-
-
 def test_a_machine_without_any_hierarchy_says_so() -> None:
     message = refusal(OwnCgroups(None, {}, {}, ()))
     assert message.startswith("no cgroup hierarchy is mounted here")

@@ -291,16 +291,6 @@ def test_no_dashboard_means_no_dashboard():
     assert "--dashboard-port" not in told
 
 
-def test_rays_isolation_is_off_unless_asked_for_and_lies_below_the_unit():
-    reserved = {"system_reserved": {"cpus": 0, "memory": "3GiB"}}
-    assert "--enable-resource-isolation" not in options(plan_of())
-    told = options(plan_of(config={"cluster": "c", "ray": {"isolation": True}, "nodes": reserved}))
-    assert "--enable-resource-isolation" in told
-    assert told["--cgroup-path"] == "/sys/fs/cgroup/raytools.slice/raytools-ray-c.service"
-    assert told["--system-reserved-cpu"] == "1", "Ray refuses less"
-    assert told["--system-reserved-memory"] == str(3 * 2**30)
-
-
 def test_an_ipv6_head_is_written_with_brackets():
     inventory = parse_inventory(Path("/project/inventory/hosts.yml"), {"head": {"hosts": ["n1"]}})
     configs = host_configs(ClusterConfig.model_validate({}), inventory)
