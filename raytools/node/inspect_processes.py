@@ -188,7 +188,9 @@ def _anchors(every: Mapping[int, Process], living: list[Ray]) -> set[int]:
 def _is_starting(process: Process) -> bool:
     """`ray start --block`, or what the unit runs before, beside and as it; each ends by itself."""
     command = process.command
-    return "--block" in command or command[1:3] == ("-m", "raytools.node")
+    if command[1:3] == ("-m", "raytools.node"):
+        return command[3:4] in (("enter-main",), ("start-after",), ("ray",))
+    return "start" in command and "--block" in command
 
 
 def _is_reaper(process: Process) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from raytools.node import inspect_processes
 from raytools.node.inspect_processes import Process, leftovers, living_rays
 
@@ -78,6 +80,16 @@ def test_a_ray_that_is_just_starting_has_left_nothing() -> None:
         process(5_000_034, "python", python, *node_code, "ray", "await", "--pid", "5000030"),
     ]
     assert left({one.pid: one for one in unit}) == []
+
+
+def test_a_function_of_a_run_whose_supervisor_and_ray_are_gone_is_left_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inspect_processes, "environ", lambda _: {inspect_processes.SESSION_VARIABLE: "dead"})
+    call = process(
+        5_000_040, "python", "/env/python", "-m", "raytools.node", "call", "/tmp/call", "/tmp/answer"
+    )
+    assert left({call.pid: call}) == [5_000_040]
 
 
 def test_the_module_reads_this_machine() -> None:
