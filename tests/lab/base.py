@@ -10,10 +10,10 @@ import json
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ClassVar, Generic
+from typing import Any, ClassVar, Generic, TypeVar
 
 from tests.lab import files, keys
 from tests.lab.commands import Report, run, say
@@ -21,6 +21,7 @@ from tests.lab.hosts import Endpoint, H, LabError, check_lab_name, check_unique,
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 _RESERVED_INVENTORIES = ("hosts", "examples")
+L = TypeVar("L", bound="BaseLab[Any]")
 _CONTAINERS = "containers"  # what a state file without a kind is of
 
 
@@ -239,6 +240,25 @@ class BaseLab(ABC, Generic[H]):
                     expected=f"one of {self.KIND}, or a name that no lab has",
                 )
             yield
+
+
+@contextmanager
+def running(lab: L, hosts: int | Sequence[Any], failed: Callable[[L], None] = lambda _: None) -> Iterator[L]:
+    """A lab for as long as the block runs, and nothing of it afterwards.
+
+    Args:
+        lab: which one; it is brought up.
+        hosts: how many plain ones, or which.
+        failed: is called before the lab goes, if the block or the lab's start has failed.
+    """
+    try:
+        lab.up(hosts)
+        yield lab
+    except Exception:  # whatever it was: it goes on upwards, when what the hosts said is safe
+        failed(lab)
+        raise
+    finally:
+        lab.down()
 
 
 def labs_of(kind: str, checkout: Path = CHECKOUT) -> list[str]:

@@ -12,9 +12,9 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
@@ -268,20 +268,8 @@ class Lab(BaseLab[HostSpec]):
                 )
 
 
-@contextmanager
 def running_lab(
     hosts: int | Sequence[HostSpec] = 3, name: str | None = None, report: Report = say
-) -> Iterator[Lab]:
-    """A lab for as long as the block runs, and nothing of it afterwards.
-
-    Args:
-        hosts: how many plain ones, or which.
-        name: None: one that no other process uses.
-        report: gets a line for every step.
-    """
-    lab = Lab(name or f"lab-t{os.getpid()}", report)
-    try:
-        lab.up(hosts)
-        yield lab
-    finally:
-        lab.down()
+) -> AbstractContextManager[Lab]:
+    """A lab for as long as the block runs; `name` None: one that no other process uses."""
+    return base.running(Lab(name or f"lab-t{os.getpid()}", report), hosts)

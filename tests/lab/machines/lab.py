@@ -17,7 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -253,26 +253,17 @@ class Lab(BaseLab[MachineSpec]):
         return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
 
 
-@contextmanager
 def running_lab(
     hosts: int | Sequence[MachineSpec] = 2, name: str | None = None, report: Report = say
-) -> Iterator[Lab]:
+) -> AbstractContextManager[Lab]:
     """A lab for as long as the block runs; of one that failed, the serial logs are kept.
 
-    Args:
-        hosts: how many plain ones, or which.
-        name: None: one that no other process uses.
-        report: gets a line for every step.
+    `name` None: one that no other process uses.
     """
     lab = Lab(name or f"vm-t{os.getpid()}", report)
-    try:
-        lab.up(hosts)
-        yield lab
-    except Exception:
-        report(f"what the machines said is in {lab.keep_logs()}")
-        raise
-    finally:
-        lab.down()
+    return base.running(
+        lab, hosts, lambda failed: report(f"what the machines said is in {failed.keep_logs()}")
+    )
 
 
 def storage_of(specs: Sequence[MachineSpec]) -> str:
