@@ -97,11 +97,17 @@ class Cluster:
         name: of the lab.
         root: raytools' on the hosts.
         lab: makes the lab for the project's directory; None: one of containers.
+        hosts: that are there from the beginning to the end, the head first.
     """
 
     def __init__(
-        self, name: str = "suite", root: str = ROOT, lab: Callable[[Path], Any] | None = None
+        self,
+        name: str = "suite",
+        root: str = ROOT,
+        lab: Callable[[Path], Any] | None = None,
+        hosts: Sequence[str] = HOSTS,
     ) -> None:
+        self.hosts = hosts
         self.root = Path(root)
         self._made_here: Path | None = None
         self.directory = (CHECKOUT / ".raytools").resolve() / f"lab-{name}"
@@ -219,11 +225,6 @@ class Cluster:
         ]
         assert len(found) <= 1, found
         return found[0] if found else None
-
-    @property
-    def hosts(self) -> list[str]:
-        """Their names, the head first."""
-        return list(self.lab.addresses)
 
     def raylets(self) -> dict[str, int | None]:
         """Host -> the pid of our raylet there."""

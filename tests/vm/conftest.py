@@ -33,7 +33,7 @@ _PROGRAMS = Path(__file__).with_name("programs")
 def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two machines on which nothing of raytools is; the first is the head."""
     name = os.environ.get("RAYTOOLS_LAB_NAME", "vm-suite")
-    cluster = Cluster(name, lab=lambda directory: Lab(name, checkout=directory))
+    cluster = Cluster(name, lab=lambda directory: Lab(name, checkout=directory), hosts=HOSTS)
     failed_before = request.session.testsfailed
     try:
         if not (REUSE and cluster.lab.addresses):
