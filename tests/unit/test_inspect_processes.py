@@ -67,13 +67,15 @@ def test_the_server_of_a_ray_that_has_lost_its_raylet_is_left_over() -> None:
     assert left(every) == [5_000_012, 5_000_013]
 
 
-def test_a_ray_that_is_just_starting_has_left_nothing() -> None:
+def test_a_ray_that_is_just_starting_has_left_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # every process of the unit has the variable from the beginning
+    monkeypatch.setattr(
+        inspect_processes, "environ", lambda _: {inspect_processes.SESSION_VARIABLE: "systemd"}
+    )
     python, node_code = "/env/python", ("-m", "raytools.node")
     unit = [
-        process(1, "systemd", "/sbin/init", ppid=0, uid=0),
         process(5_000_030, "ray", python, "/env/bin/ray", "start", "--head", "--block"),
-        process(5_000_031, "gcs_server", "/env/gcs_server", f"--session-dir={SESSION}", ppid=5_000_030),
-        process(5_000_032, "python", python, "/env/ray/dashboard/dashboard.py", ppid=5_000_030),
+        process(5_000_032, "python", python, "/env/ray/_private/log_monitor.py", ppid=5_000_030),
         process(
             5_000_033, "python", python, *node_code, "enter-main", "--after", GCS, "/env/bin/ray", "start"
         ),
