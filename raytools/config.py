@@ -168,6 +168,8 @@ class RayConfig(Section):
     ports: PortsConfig = Field(default_factory=PortsConfig)
     dashboard: DashboardConfig = Field(default_factory=DashboardConfig)
     auth: Annotated[str, kinds.choice("token", "disabled")] = "token"
+    isolation: Flag = False
+    log_to_driver: Flag = True
     env: Variables = Field(default_factory=dict)
 
     @model_validator(mode="before")

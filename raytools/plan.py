@@ -16,7 +16,7 @@ from raytools.errors import PlanError
 from raytools.inventory import Host
 from raytools.node.ray_temp_dir import temp_dir_of
 from raytools.node.slots import assign_cpus
-from raytools.ray_flags import environment_of_ray, start_arguments
+from raytools.ray_flags import environment_of_ray, isolation_arguments, start_arguments
 from raytools.units import format_size
 
 MIB = 2**20
@@ -25,6 +25,7 @@ SMALLEST_SLOT_BYTES = 512 * MIB
 OBJECT_STORE_RANGE_BYTES = (256 * MIB, 2048 * MIB)
 SMALLEST_OBJECT_STORE_BYTES = 80 * MIB  # Ray refuses less than 75 MiB
 WORKER_PORTS_PER_CPU = 4  # idle and starting workers hold a port each, drivers too
+MEMORY_TOLERANCE = 0.01  # of what a node had when it was set up: between kernels and boots of one machine
 HEAD_PORTS = ("gcs", "dashboard", "client", "dashboard_metrics", "autoscaler_metrics")
 
 Facts = Mapping[str, Any]
@@ -32,12 +33,17 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class EnvironmentRef:
-    """The environment all nodes use: a locked one by its id and digest, or an existing one by its prefix."""
+    """The environment all nodes use: a locked one by its id and digest, or an existing one by its prefix.
+
+    `has_grpcio`: Ray can serve clients (`ray://`) from it; asked to without, `ray start` fails. An existing
+    one is taken to have it.
+    """
 
     name: str
     id: str
     lock_digest: str | None = None
     prefix: str | None = None
+    has_grpcio: bool = True
 
     def to_json(self, root: str) -> dict[str, Any]:
         """As in node.json, for a node with this root."""
@@ -113,6 +119,23 @@ class NodePlan:
             "storage": dict(self.storage),
             "doctor": {"waive": [dict(waiver) for waiver in self.waive]},
         }
+
+
+def as_set_up(facts: Facts, installed: Mapping[str, Any] | None) -> Facts:
+    """Facts with the memory that the node had when it was set up, where it has that still but for some pages.
+
+    What the kernel keeps for itself differs from boot to boot; a plan that followed it would be another after
+    each, and a run of the playbook would never have nothing to do.
+
+    Args:
+        facts: of now.
+        installed: the node's node.json; None if it has none.
+    """
+    before = ((installed or {}).get("physical") or {}).get("memory_bytes")
+    now = facts["memory"]["usable_bytes"]
+    if not before or now is None or abs(now - before) > before * MEMORY_TOLERANCE:
+        return facts
+    return {**facts, "memory": {**facts["memory"], "usable_bytes": before}}
 
 
 def make_plans(
@@ -349,7 +372,7 @@ def _same_addresses(nodes: Sequence[_Node]) -> list[str]:
 
 def _plan(node: _Node, nodes: Sequence[_Node], share: _Share, environment: EnvironmentRef | None) -> NodePlan:
     slots = _slots(node, share)
-    ray, warnings = _ray(node, nodes[0], slots)
+    ray, warnings = _ray(node, nodes[0], slots, serves_clients=environment is None or environment.has_grpcio)
     config = node.config
     return NodePlan(
         name=node.name,
@@ -397,10 +420,14 @@ def _slots(node: _Node, share: _Share) -> tuple[Slot, ...]:
     )
 
 
-def _ray(node: _Node, head: _Node, slots: Sequence[Slot]) -> tuple[dict[str, Any], list[str]]:
+def _ray(
+    node: _Node, head: _Node, slots: Sequence[Slot], *, serves_clients: bool
+) -> tuple[dict[str, Any], list[str]]:
     config = node.config.ray
     # where the head listens is the head's to say, whatever a worker's own variables are
     ports = config.ports.single() | {name: getattr(head.config.ray.ports, name) for name in HEAD_PORTS}
+    if not serves_clients:
+        del ports["client"]
     token_path = f"{node.host.root}/token" if config.auth == "token" else None
     flags, warnings = environment_of_ray(
         config.env,
@@ -424,7 +451,13 @@ def _ray(node: _Node, head: _Node, slots: Sequence[Slot]) -> tuple[dict[str, Any
         slot_count=len(slots),
         temp_dir=temp_dir_of(node.host.root),
         dashboard_host=config.dashboard.host if config.dashboard.enabled else None,
+        log_to_driver=config.log_to_driver,
     )
+    if config.isolation:
+        reserved = node.config.nodes.system_reserved
+        arguments += isolation_arguments(
+            node.config.cluster, reserved_cpus=reserved.cpus, reserved_bytes=reserved.memory
+        )
     ray = {
         "gcs_address": gcs_address,
         "start_args": arguments,

@@ -95,7 +95,10 @@ def environment_ref(project: Project, config: ClusterConfig) -> tuple[Environmen
     if changes:
         reason = f"environment: changed since it was locked ({'; '.join(changes)}). raytools env lock"
         return None, [reason]
-    return EnvironmentRef(name, id=lock.environment_id, lock_digest=lock.digest), []
+    packages = {package["name"] for package in (*lock.conda, *lock.pip)}
+    return EnvironmentRef(
+        name, id=lock.environment_id, lock_digest=lock.digest, has_grpcio="grpcio" in packages
+    ), []
 
 
 def check_facts(data: object, source: str) -> Mapping[str, Any]:

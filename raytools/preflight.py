@@ -14,6 +14,7 @@ from typing import Any
 from raytools.config import ClusterConfig, ExistingStorage, LocalStorage, NfsStorage
 from raytools.inventory import Host
 from raytools.plan import NodePlan
+from raytools.ray_flags import ISOLATION_CPUS
 from raytools.units import format_size
 
 ROOM_BYTES = 4 * 2**30
@@ -64,6 +65,7 @@ def judge(
             *_ports(state),
             *_address(state, plan),
             *_storage(state, config),
+            *_isolation(state, config),
             *_twins(host, hosts, states),
             *_account(host, hosts, states, config),
         ]
@@ -175,6 +177,29 @@ def _storage(state: State, config: ClusterConfig) -> Iterator[str]:
             f"{storage.path} {'does not answer' if stalled else 'is not a directory'}, "
             "expected the shared one of `storage: {type: existing}`. "
             "Mount it on this host, or correct storage.path in cluster.yaml"
+        )
+
+
+def _isolation(state: State, config: ClusterConfig) -> Iterator[str]:
+    """Where it cannot work `ray start` fails after 40 s, with a message that does not help."""
+    if not config.ray.isolation:
+        return
+    mode, cpus = state["facts"]["cgroup"]["mode"], state["facts"]["cpu"]["usable"]
+    otherwise = "or leave out ray.isolation: limited runs do not need it"
+    if mode != "v2":
+        yield (
+            f"ray.isolation: true needs cgroup v2 alone, found {mode or 'no cgroups'}. "
+            f"Boot it with systemd.unified_cgroup_hierarchy=1, {otherwise}"
+        )
+    elif not state["systemd"]:
+        yield (
+            f"ray.isolation: true needs a unit of systemd with delegated groups; this connection is "
+            f"{_connected_as(state)}, and PID 1 is {state['facts']['host']['init']}. Become root, {otherwise}"
+        )
+    if cpus is not None and cpus <= max(config.nodes.system_reserved.cpus, ISOLATION_CPUS):
+        yield (
+            f"ray.isolation: true sets at least {ISOLATION_CPUS} CPU aside for Ray itself, and this node has "
+            f"{cpus}. Use a larger one, {otherwise}"
         )
 
 

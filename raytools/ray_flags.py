@@ -13,6 +13,9 @@ from collections.abc import Mapping
 OLD_SUBREAPER = "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper"
 PROCESS_GROUPS = "RAY_process_group_cleanup_enabled"
 THRESHOLD = "RAY_memory_usage_threshold"
+# What Ray's own isolation may keep for Ray at the least (MINIMUM_SYSTEM_RESERVED_... of ray_constants.py).
+ISOLATION_CPUS = 1
+ISOLATION_BYTES = 500 * 2**20
 _FROM_AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
 
 
@@ -30,13 +33,17 @@ def start_arguments(
     slot_count: int,
     temp_dir: str,
     dashboard_host: str | None,
+    log_to_driver: bool = True,
 ) -> list[str]:
-    """The arguments of `ray start` on one node; `dashboard_host` is None where there is no dashboard."""
+    """The arguments of `ray start` on one node; `dashboard_host` is None where there is no dashboard.
+
+    `log_to_driver`: a log monitor, a Python process, hands what tasks print to their drivers.
+    """
     if is_head:
         role = [
             "--head",
             f"--port={ports['gcs']}",
-            f"--ray-client-server-port={ports['client']}",
+            *([f"--ray-client-server-port={ports['client']}"] if "client" in ports else []),
             f"--include-dashboard={'true' if dashboard_host else 'false'}",
         ]
         if dashboard_host:
@@ -66,8 +73,28 @@ def start_arguments(
         f"--object-store-memory={object_store_bytes}",
         f"--resources={json.dumps({'run_slot': slot_count})}",
         f"--temp-dir={temp_dir}",
+        *([] if log_to_driver else ["--include-log-monitor=false"]),
         "--disable-usage-stats",
         "--block",
+    ]
+
+
+def isolation_arguments(cluster: str, *, reserved_cpus: int, reserved_bytes: int) -> list[str]:
+    """The arguments of `ray start` that keep Ray's own processes from being starved by its workers.
+
+    Ray makes two groups in the unit's: its own processes have CPU and memory set aside, workers and drivers
+    share what is left. Limited runs stay beside both, in groups of their own.
+
+    Args:
+        cluster: names the unit, in whose group of cgroup v2 all this happens.
+        reserved_cpus: `nodes.system_reserved.cpus`; Ray wants at least one.
+        reserved_bytes: `nodes.system_reserved.memory`; Ray wants at least 500 MiB.
+    """
+    return [
+        "--enable-resource-isolation",
+        f"--cgroup-path=/sys/fs/cgroup/raytools.slice/raytools-ray-{cluster}.service",
+        f"--system-reserved-cpu={max(reserved_cpus, ISOLATION_CPUS)}",
+        f"--system-reserved-memory={max(reserved_bytes, ISOLATION_BYTES)}",
     ]
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _USER_CONFIG = Path("~/.ssh/config")
 _USER_KNOWN_HOSTS = Path("~/.ssh/known_hosts")
+# Times the wait for a connection: who has logged us in is alive, and on a busy node PAM and logind take long.
+_SESSION_PATIENCE = 3
 _FROM_USER = f"# From {_USER_CONFIG}:\n"
 
 
@@ -217,7 +219,8 @@ def open_session(host: Host, line: str, connect_wait_s: float, state_dir: Path) 
     Args:
         host: an ssh host whose block `write_config` has written.
         line: for the login shell there.
-        connect_wait_s: for the TCP connection, the key exchange and the log-in, each.
+        connect_wait_s: for the TCP connection, the key exchange and the log-in, each; three times that for
+            the session.
         state_dir: as for `write_config`.
 
     Raises:
@@ -228,7 +231,7 @@ def open_session(host: Host, line: str, connect_wait_s: float, state_dir: Path) 
     try:
         connection = _connection(host, connect_wait_s, state_dir)
         connection.open()
-        channel = connection.transport.open_session(timeout=connect_wait_s)
+        channel = connection.transport.open_session(timeout=_SESSION_PATIENCE * connect_wait_s)
         channel.exec_command(line)
     except (OSError, EOFError, paramiko.SSHException, ValueError) as error:
         raise TransportError(_sentence(host, error, connect_wait_s, state_dir)) from error
@@ -242,7 +245,7 @@ def _connection(host: Host, connect_wait_s: float, state_dir: Path) -> Any:
     wait = {
         "banner_timeout": connect_wait_s,
         "auth_timeout": connect_wait_s,
-        "channel_timeout": connect_wait_s,
+        "channel_timeout": _SESSION_PATIENCE * connect_wait_s,
     }
     connection = Connection(
         host.name, config=settings, connect_timeout=max(1, round(connect_wait_s)), connect_kwargs=wait
@@ -296,6 +299,11 @@ def _sentence(host: Host, error: Exception, waited_s: float, state_dir: Path) ->
         )
     if isinstance(error, socket.gaierror):
         return f"{where}: the name {host.address} cannot be resolved. Set ansible_host in the inventory"
+    if "Timeout opening channel" in str(error):
+        return (
+            f"{where}: logged in, but it opened no session within {_SESSION_PATIENCE * waited_s:.0f} s. "
+            "It is overloaded, or its logind hangs: see uptime and journalctl -u systemd-logind there"
+        )
     if isinstance(error, TimeoutError):
         return f"{where}: no answer within {waited_s:.0f} s. Is it up, and does a firewall let ssh through?"
     if isinstance(error, NoValidConnectionsError | ConnectionRefusedError):

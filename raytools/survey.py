@@ -19,7 +19,7 @@ from typing import Any
 from raytools.config import ClusterConfig, load_config
 from raytools.errors import PlanError, RaytoolsError, TransportError
 from raytools.inventory import Host, Inventory, host_configs, load_inventory
-from raytools.plan import HEAD_PORTS, NodePlan, make_plans
+from raytools.plan import HEAD_PORTS, NodePlan, as_set_up, make_plans
 from raytools.planning import check_facts, environment_ref
 from raytools.preflight import Judged, judge
 from raytools.project import Project
@@ -111,6 +111,8 @@ def survey(project: Project, timeout_s: float = PROBE_TIMEOUT_S) -> Survey:
     notes += more
     notes += [f"{name}: this host is in neither head nor workers and left out" for name in inventory.ignored]
     known = [host for host in inventory.hosts if host.name in facts]
+    for host, state in states.items():
+        facts[host] = as_set_up(facts[host], state.get("node"))
     plans: Mapping[str, NodePlan] = {}
     problem = None
     try:

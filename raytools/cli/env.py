@@ -184,13 +184,15 @@ def activate(
     Example:
       eval "$(raytools env activate)"
     """
-    from raytools.environment.activate import activation, as_shell
+    from raytools.environment.activate import activation, as_shell, warning
 
     project, spec = declared(config, inventory)
     directory = root_of(project, root)
     identity = identify(project, spec, directory)
     _require_built(identity, directory)
     variables = activation(identity.prefix, directory)
+    if said := warning(directory):
+        typer.echo(f"warning: {said}", err=True)
     if as_json:
         answer_with(True, variables, "")
     else:

@@ -9,36 +9,39 @@ from pathlib import Path
 from typing import Any
 
 from raytools.errors import EnvironmentBuildError
-
-PREPENDED = ("PATH", "PYTHONPATH")
+from raytools.node import driver
 
 
 def activation(prefix: Path, root: Path) -> dict[str, str]:
-    """Variables to export; those in `PREPENDED` go in front of what is there.
+    """Variables to export; those in `driver.PREPENDED` go in front of what is there.
 
     Where node.json exists (the cluster was started on this machine), Ray's address and token too.
 
     Raises:
         EnvironmentBuildError: node.json is damaged.
     """
-    variables = {"PATH": str(prefix / "bin"), "CONDA_PREFIX": str(prefix), "RAYTOOLS_ROOT": str(root)}
-    node = _read_node(root / "node.json")
+    node = _read_node(root)
     if node is None:
-        return variables
-    ray = node["ray"]
-    variables["RAY_ADDRESS"] = ray["gcs_address"]
-    variables["RAY_AUTH_MODE"] = ray["auth"]
-    if ray["auth"] == "token":
-        variables["RAY_AUTH_TOKEN_PATH"] = ray["token_path"]
-    if node.get("toolkit"):
-        variables["PYTHONPATH"] = node["toolkit"]
-    return variables
+        return {"PATH": str(prefix / "bin"), "CONDA_PREFIX": str(prefix), "RAYTOOLS_ROOT": str(root)}
+    return driver.variables(node, str(prefix))
 
 
-def _read_node(path: Path) -> Any:
+def warning(root: Path) -> str | None:
+    """What to know before a driver is started by hand on this machine."""
+    node = _read_node(root)
+    if node is None or driver.isolated_group(node) is None:
+        return None
+    return (
+        "ray.isolation is on: a driver that starts outside of Ray's unit ends the raylet of this machine. "
+        f"Start drivers by: {driver.command(node)} PROGRAM"
+    )
+
+
+def _read_node(root: Path) -> dict[str, Any] | None:
+    path = root / "node.json"
     try:
-        node = json.loads(path.read_text(encoding="utf-8"))
-        _ = node["ray"]["gcs_address"], node["ray"]["auth"], node["ray"]["token_path"]
+        node: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        _ = driver.variables(node, ""), driver.isolated_group(node)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -52,6 +55,6 @@ def as_shell(variables: Mapping[str, str]) -> str:
     """Lines for `eval` in any POSIX shell, whatever the values contain."""
     lines = []
     for name, value in variables.items():
-        rest = f'"${{{name}:+:${name}}}"' if name in PREPENDED else ""
+        rest = f'"${{{name}:+:${name}}}"' if name in driver.PREPENDED else ""
         lines.append(f"export {name}={shlex.quote(value)}{rest}\n")
     return "".join(lines)

@@ -42,6 +42,8 @@ CONTROLLERS = ("memory", "cpuset", "pids", "freezer", "cpuacct", "cpu")
 INSIDE = "inside"  # the lower level of a group, where its processes are
 _NOBODY = 65534
 _WAIT_FOR_DEATH_S = 10.0
+_LONGEST_DEATH_S = 120.0
+WAIT_FOR_REMOVAL_S = 30.0  # of a run that has ended
 
 
 class GroupLimits(Plain):
@@ -237,16 +239,25 @@ def kill_directory(directory: str) -> None:
 def empty_group(
     processes: Callable[[], list[int]], kill: Callable[[], None], timeout_s: float = _WAIT_FOR_DEATH_S
 ) -> tuple[int, int]:
-    """Kills until the group is empty. Returns how many processes it found first, and how many are left."""
+    """Kills until the group is empty. Returns how many processes it found first, and how many are left.
+
+    Args:
+        processes: the members now.
+        kill: kills all of them.
+        timeout_s: gives up when they have not become fewer for so long. Thousands take a slow kernel a while.
+    """
     left = processes()
-    found = len(left)
-    deadline = time.monotonic() + timeout_s
+    found = fewest = len(left)
+    began = time.monotonic()
+    deadline = began + timeout_s
     pause_s = 0.0005
-    while left and time.monotonic() < deadline:
+    while left and time.monotonic() < min(deadline, began + _LONGEST_DEATH_S):
         kill()
         time.sleep(pause_s)
         pause_s = min(pause_s * 2, 0.05)
         left = processes()
+        if len(left) < fewest:
+            fewest, deadline = len(left), time.monotonic() + timeout_s
     return found, len(left)
 
 
@@ -297,6 +308,8 @@ def make_inside(directory: str) -> None:
 
 def remove_directory(directory: str, timeout_s: float = 2.0) -> None:
     """Removes a group and the groups below it, waiting for the kernel to let the last task go.
+
+    Killed processes are no members any more, long before the kernel has taken a thousand of them apart.
 
     Raises:
         OSError: it still holds something after the time limit.

@@ -124,7 +124,7 @@ def _make_below(controller: str, parent: str, directory: str) -> None:
 
 def _remove(directory: str) -> None:
     """Removes a group, and our folder above it with the last one."""
-    cgroup.remove_directory(directory)
+    cgroup.remove_directory(directory, cgroup.WAIT_FOR_REMOVAL_S)
     _remove_folder(os.path.dirname(directory))
 
 

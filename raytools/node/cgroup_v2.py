@@ -18,6 +18,7 @@ from raytools.node.cpu_list import parse_cpu_list
 from raytools.node.fairness import pressure_s
 
 MAIN_LEAF = "main"  # where a delegated unit's own processes live
+_RAYS_ISOLATION = "/ray-node_"  # of --enable-resource-isolation: its groups lie beside `main`
 _TOP_FOLDER = "raytools"
 _NEEDED = ("cpuset", "cpu", "memory", "pids")
 
@@ -39,6 +40,12 @@ def open_driver(groups: OwnCgroups, scope_name: str | None) -> DriverV2:
             expected="a place outside of another limited run or unprivileged container",
             fix="Start the run from outside of it",
         )
+    parent, isolation, _ = own.partition(_RAYS_ISOLATION)
+    if isolation and _may_make(parent):
+        # a worker under Ray's own isolation: what supervises a run is no part of the workers' share
+        cgroup.write_limit(f"{parent}/{MAIN_LEAF}/cgroup.procs", "0")
+        _delegate(parent)
+        return DriverV2(parent, top)
     parent = os.path.dirname(own)
     if os.path.basename(own) == MAIN_LEAF and _may_make(parent):
         _delegate(parent, fix=f"Put into the unit: Delegate={' '.join(_NEEDED)}")
@@ -241,7 +248,7 @@ class GroupV2:
         )
 
     def remove(self) -> None:
-        cgroup.remove_directory(self._directory)
+        cgroup.remove_directory(self._directory, cgroup.WAIT_FOR_REMOVAL_S)
 
 
 def _seconds(microseconds: int | None) -> float | None:

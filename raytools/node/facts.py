@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from raytools.node import cgroup_tree, facts_cgroup, facts_cpu
+from raytools.node import cgroup_tree, facts_cgroup, facts_cpu, network_devices
 from raytools.node.cgroup_tree import read_text
 from raytools.node.cpu_list import parse_cpu_list
 
@@ -92,6 +92,7 @@ def cpu_facts(cpuinfo: str, groups: cgroup_tree.OwnCgroups) -> Facts:
         "quota_cpus": quota,
         "usable": usable_cpus(allowed, quota),
         "threads": facts_cpu.threads(online or affinity, ids),
+        "frequency": facts_cpu.frequency(online or affinity),
     }
 
 
@@ -319,6 +320,7 @@ def network_facts(names: _NameLookup) -> Facts:
         "primary_address": primary_address() or (others[0] if others else None),
         "addresses": addresses or None,
         "hostname_resolves_to": names.addresses(),
+        "devices": network_devices.devices(),
     }
 
 

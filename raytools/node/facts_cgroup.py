@@ -81,6 +81,17 @@ def memory_limit_bytes(groups: OwnCgroups, read: ReadText = read_text) -> int | 
     return min((limit for limit in found if limit is not None), default=None)
 
 
+def pids_limit(groups: OwnCgroups, read: ReadText = read_text) -> int | None:
+    """The tightest limit of processes and threads of all ancestors; None if there is none."""
+    if groups.version("pids") is None:
+        return None
+    texts = (
+        (read(f"{directory}/pids.max") or "").strip()
+        for directory in upwards(groups.own["pids"], groups.tops["pids"])
+    )
+    return min((int(text) for text in texts if text.isdigit()), default=None)
+
+
 def cpuset_text(groups: OwnCgroups, read: ReadText = read_text) -> str | None:
     """The CPU list this group may use, ancestors included (the kernel intersects them); None if unknown."""
     version = groups.version("cpuset")

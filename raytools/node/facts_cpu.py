@@ -30,6 +30,15 @@ def parse_cpuinfo(text: str) -> tuple[str | None, dict[int, tuple[int | None, in
     return model, cpus
 
 
+def frequency(online: list[int], read: ReadText = read_text) -> dict[str, object]:
+    """Who decides on the CPUs' clock: `governors` in use ([] where the machine does not say), and `boost`,
+    whether they may go beyond their nominal clock (None where it does not say)."""
+    texts = (read(f"{_CPU}/cpu{cpu}/cpufreq/scaling_governor") for cpu in online)
+    no_turbo, boost = read(f"{_CPU}/intel_pstate/no_turbo"), read(f"{_CPU}/cpufreq/boost")
+    may_boost = no_turbo.strip() == "0" if no_turbo else boost.strip() == "1" if boost else None
+    return {"governors": sorted({text.strip() for text in texts if text}), "boost": may_boost}
+
+
 def numa_of_cpus(lists: dict[int, str]) -> dict[int, int]:
     """CPU -> NUMA node, from node -> `cpulist` text."""
     return {cpu: node for node, text in lists.items() for cpu in parse_cpu_list(text) or []}

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from raytools.errors import RaytoolsError
 from raytools.node import cgroup
+from raytools.node.apply import run
 from raytools.node.cgroup_tree import UNIFIED, group_processes, locate_self
 from raytools.node.cgroup_v1 import granted_folder, inherit_cpuset
 from raytools.node.systemd_scope import SLICE
@@ -74,14 +75,14 @@ def _delegate(account: pwd.struct_passwd) -> list[str]:
     already = drop_in.exists() and _LINGERS in drop_in.read_text()
     drop_in.parent.mkdir(parents=True, exist_ok=True)
     drop_in.write_text(_DROP_IN_TEXT.format(lingering="" if lingered and not already else _LINGERS))
-    _systemctl("daemon-reload")
+    run(["systemctl", "daemon-reload"])
     done = [f"wrote {drop_in}"]
     if not lingered:
-        _do("loginctl", "enable-linger", account.pw_name)
+        run(["loginctl", "enable-linger", account.pw_name])
         done.append(f"{account.pw_name}'s service manager now runs without a login (loginctl enable-linger)")
     if not _reexecute_manager(account):
         # lingering starts it some time later, or not before the next boot: who was told "granted" runs now
-        _systemctl("start", f"user@{account.pw_uid}.service")
+        run(["systemctl", "start", f"user@{account.pw_uid}.service"])
     return done
 
 
@@ -94,10 +95,10 @@ def _take_back(account: pwd.struct_passwd) -> list[str]:
     drop_in.unlink()
     with contextlib.suppress(OSError):  # somebody else has a drop-in there
         drop_in.parent.rmdir()
-    _systemctl("daemon-reload")
+    run(["systemctl", "daemon-reload"])
     done = [f"removed {drop_in}"]
     if lingers:
-        _do("loginctl", "disable-linger", account.pw_name)
+        run(["loginctl", "disable-linger", account.pw_name])
         done.append("disabled lingering")
     _reexecute_manager(account)
     return done
@@ -126,18 +127,8 @@ def _reexecute_manager(account: pwd.struct_passwd) -> bool:
     unit = f"user@{account.pw_uid}.service"
     running = subprocess.run(["systemctl", "is-active", "--quiet", unit], check=False).returncode == 0
     if running:
-        _systemctl("kill", "--kill-whom=main", "--signal=RTMIN+25", unit)
+        run(["systemctl", "kill", "--kill-whom=main", "--signal=RTMIN+25", unit])
     return running
-
-
-def _systemctl(*arguments: str) -> None:
-    _do("systemctl", *arguments)
-
-
-def _do(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RaytoolsError(f"{' '.join(command)} failed: {done.stderr.strip() or done.returncode}")
 
 
 def _account(user: str, option: str) -> pwd.struct_passwd:

@@ -63,6 +63,18 @@ def mount_at(path: str) -> tuple[str | None, str | None]:
     return found
 
 
+def filesystem_of(path: str) -> str | None:
+    """The type of the file system that a path lies on, such as `ext4` or `nfs4`; the path is not touched."""
+    found: tuple[int, str | None] = (-1, None)
+    for line in MOUNT_TABLE.read_text().splitlines():
+        fields, _, end = line.partition(" - ")
+        point = _unescaped(fields.split(" ")[4])
+        covers = path == point or path.startswith(point.rstrip("/") + "/")
+        if covers and len(point) >= found[0] and not end.startswith("autofs "):  # of equal ones, the last
+            found = (len(point), end.split(" ")[0])
+    return found[1]
+
+
 def _unescaped(text: str) -> str:
     for letter in " \t\n\\":
         text = text.replace(f"\\{ord(letter):03o}", letter)

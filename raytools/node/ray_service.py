@@ -41,6 +41,7 @@ START_LIMIT_S = (
     HEAD_LIMIT_S + 60.0
 )  # an emulated worker needs half a minute; the unit's TimeoutStartSec is above
 STOP_LIMIT_S = 20.0
+_CLOSING_S = 3.0
 _COMMANDS = ("ensure", "check", "stop", "status", "prepare", "await", "clean")
 
 
@@ -128,7 +129,7 @@ def check(root: Path, node: Mapping[str, Any]) -> dict[str, Any]:
         RayServiceError: naming every busy port with its holder, and the Rays that are not ours.
     """
     own_pids = _own_pids(root, node["temp_dir"])
-    busy = [port for port in ray_ports.busy_ports(node) if port.pid not in own_pids]
+    busy = _busy_ports(node, own_pids)
     foreign = ray_ports.foreign_rays(node["temp_dir"])
     if busy:
         lines = [*map(str, busy), *(f"there is {ray}" for ray in foreign)]
@@ -138,6 +139,17 @@ def check(root: Path, node: Mapping[str, Any]) -> dict[str, Any]:
             fix=_port_fix(busy, node["temp_dir"]),
         )
     return {"changed": False, "foreign_rays": [str(ray) for ray in foreign]}
+
+
+def _busy_ports(node: Mapping[str, Any], own_pids: set[int]) -> list[ray_ports.BusyPort]:
+    """Looks again for a moment where nobody can be seen to hold one: of a process with many threads that was
+    killed, the kernel closes the files some time after it has left the list of the living."""
+    deadline = time.monotonic() + _CLOSING_S
+    while True:
+        busy = [port for port in ray_ports.busy_ports(node) if port.pid not in own_pids]
+        if all(port.pid is not None for port in busy) or time.monotonic() >= deadline:
+            return busy
+        time.sleep(0.05)
 
 
 def _own_pids(root: Path, temp_dir: str) -> set[int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from raytools.errors import RaytoolsError
 
-_KEPT_SESSIONS = 3  # sessions whose logs stay
+KEPT_SESSIONS = 3  # sessions whose logs stay
 _STARTED_MARK = "ray_current_cluster"
 
 
@@ -68,9 +68,9 @@ def clean(temp_dir: Path) -> None:
         return
     (temp_dir / _STARTED_MARK).unlink(missing_ok=True)
     sessions = sorted(path for path in temp_dir.glob("session_*") if not path.is_symlink())
-    for session in sessions[:-_KEPT_SESSIONS]:
+    for session in sessions[:-KEPT_SESSIONS]:
         shutil.rmtree(session)
-    for session in sessions[-_KEPT_SESSIONS:]:
+    for session in sessions[-KEPT_SESSIONS:]:
         for entry in session.iterdir():
             if entry.is_dir() and not entry.is_symlink():
                 if entry.name != "logs":

@@ -31,8 +31,12 @@ OK, FAILED, TIMEOUT, OOM, KILLED, LOST, REFUSED = (
 
 def utc_now() -> str:
     """The time as it stands in records: UTC, ISO-8601, milliseconds."""
-    now_s = time.time()
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now_s))}.{int(now_s % 1 * 1000):03d}Z"
+    return utc_at(time.time())
+
+
+def utc_at(time_s: float) -> str:
+    """The same of a time in seconds since the epoch."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(time_s))}.{int(time_s % 1 * 1000):03d}Z"
 
 
 class Limits(Plain):

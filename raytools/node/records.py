@@ -79,6 +79,18 @@ class Attempts:
             self.write(numbers[-1], record)
         return record
 
+    def give_up(self, why: str) -> Record | None:
+        """The record of the last attempt, which is `lost` now if it had no end; None: no attempt left one."""
+        numbers = self.numbers()
+        if not numbers:
+            return None
+        record = read_record(self.path(numbers[-1]), self._node_name)
+        if record.outcome is None:
+            record.outcome, record.message = LOST, why
+        if record.outcome == LOST:
+            self.write(numbers[-1], record)
+        return record
+
     def write(self, number: int, record: Record) -> None:
         """Replaces the record of an attempt by one that nobody else will write any more."""
         record.finished_at = record.finished_at or utc_now()

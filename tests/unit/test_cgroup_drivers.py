@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -539,6 +540,16 @@ def test_on_a_node_the_command_that_grants_is_one_that_is_there(
     )
 
 
+def test_under_rays_own_isolation_groups_are_made_beside_it_and_the_supervisor_leaves_it(host: Host) -> None:
+    groups = host.v2("unit/ray-node_0123abcd/user/workers")
+    unit = groups.own[UNIFIED].partition("/ray-node_")[0]
+    host.kernel.group(f"{UNIFIED}/unit/main")
+    (Path(unit) / "cgroup.controllers").write_text("cpuset cpu memory pids")
+    host.writable.add(unit)
+    assert cgroup.select_driver(groups).paths("rt-run-1") == [f"{unit}/rt-run-1"]
+    assert text_of(f"{unit}/main", "cgroup.procs") == "0"
+
+
 def test_a_machine_without_any_hierarchy_says_so() -> None:
     message = refusal(OwnCgroups(None, {}, {}, ()))
     assert message.startswith("no cgroup hierarchy is mounted here")
@@ -565,3 +576,17 @@ def test_every_reason_has_words_of_its_own(host: Host) -> None:
     host.read_only.add(unified.own[UNIFIED])
     messages = [not_granted, undelegated, refusal(unified), refusal(OwnCgroups(None, {}, {}, ()))]
     assert len({message.split(",")[0] for message in messages}) == 4
+
+
+def test_what_is_killed_is_waited_for_as_long_as_it_becomes_fewer() -> None:
+    began = time.monotonic()
+    ends_after_s = [0.15 * number for number in range(1, 9)]
+
+    def living() -> list[int]:
+        return [number for number, end_s in enumerate(ends_after_s) if time.monotonic() - began < end_s]
+
+    assert cgroup.empty_group(living, lambda: None, timeout_s=0.6) == (8, 0)
+
+
+def test_what_does_not_become_less_is_given_up() -> None:
+    assert cgroup.empty_group(lambda: [1, 2], lambda: None, timeout_s=0.1) == (2, 2)

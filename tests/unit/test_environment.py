@@ -10,7 +10,7 @@ import pytest
 
 from raytools.config import load_config
 from raytools.environment import load_lock
-from raytools.environment.activate import activation, as_shell
+from raytools.environment.activate import activation, as_shell, warning
 from raytools.environment.base_python import BasePython, source_files
 from raytools.environment.channels import choose_channels, probe
 from raytools.environment.identity import fitting_lock, identify
@@ -29,6 +29,7 @@ from raytools.environment.spec import EnvironmentSpec
 from raytools.environment.verify import sentences
 from raytools.errors import EnvironmentBuildError
 from raytools.node.manifest import Difference
+from raytools.planning import environment_ref
 from raytools.project import Project, find_project
 
 SPEC = EnvironmentSpec("automl", "3.11", ("conda-forge",), "local", ("libgomp",), ("optuna",))
@@ -99,6 +100,18 @@ def test_a_changed_declaration_is_refused_and_the_change_is_named(project: Proje
         "the environment was changed since it was locked (environment.python: '3.11' became '3.12'; "
         "environment.pip: added 'six'). Lock it again: raytools env lock"
     )
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_whether_ray_can_serve_clients_is_read_from_the_lock(project: Project, has_it: bool) -> None:
+    config = load_config(project.config_path)
+    spec = EnvironmentSpec.from_config(config)
+    lock = lock_of(spec)
+    grpcio = ({**lock.pip[0], "name": "grpcio"},) if has_it else ()
+    write_lock(tree_lock_path(project), replace(lock, pip=(*lock.pip, *grpcio)))
+    found, _ = environment_ref(project, config)
+    assert found is not None
+    assert found.has_grpcio is has_it
 
 
 def test_what_was_never_locked_says_how_to_lock_it(project: Project) -> None:
@@ -282,13 +295,25 @@ def test_activation_survives_any_path_and_keeps_what_was_in_the_variables(tmp_pa
 
 
 def test_activation_takes_address_and_token_from_the_nodes_plan(tmp_path: Path) -> None:
-    ray = '{"gcs_address": "192.0.2.1:6379", "auth": "token", "token_path": "/r/token"}'
-    (tmp_path / "node.json").write_text(f'{{"ray": {ray}, "toolkit": "/r/toolkit/1"}}')
+    ray = '{"gcs_address": "192.0.2.1:6379", "auth": "token", "token_path": "/r/token", "start_args": []}'
+    (tmp_path / "node.json").write_text(f'{{"root": "/r", "ray": {ray}, "toolkit": "/r/toolkit/1"}}')
     found = activation(Path("/r/envs/x"), tmp_path)
     assert found["RAY_ADDRESS"] == "192.0.2.1:6379"
     assert found["RAY_AUTH_MODE"] == "token"
     assert found["RAY_AUTH_TOKEN_PATH"] == "/r/token"
     assert found["PYTHONPATH"] == "/r/toolkit/1"
+    assert warning(tmp_path) is None
+
+
+def test_under_rays_isolation_activation_warns_of_drivers_from_outside(tmp_path: Path) -> None:
+    ray = '{"gcs_address": "a:1", "auth": "disabled", "start_args": ["--cgroup-path=/sys/fs/cgroup/unit"]}'
+    node = (
+        f'{{"root": "/r", "ray": {ray}, "toolkit": "/r/toolkit/1", "environment": {{"prefix": "/r/envs/x"}}}}'
+    )
+    (tmp_path / "node.json").write_text(node)
+    assert (warning(tmp_path) or "").endswith(
+        "sudo env PYTHONPATH=/r/toolkit/1 /r/envs/x/bin/python -m raytools.node driver PROGRAM"
+    )
 
 
 def test_a_package_with_thousands_of_changed_files_does_not_bury_the_others() -> None:

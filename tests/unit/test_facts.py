@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from raytools.node import facts, facts_cgroup, facts_cpu
+from raytools.node import facts, facts_cgroup, facts_cpu, inspect_gpus
 from raytools.node.__main__ import COMMANDS
 from raytools.node.cgroup_tree import OwnCgroups, locate
 
@@ -114,6 +116,7 @@ def test_without_cgroups_nothing_is_claimed() -> None:
     assert facts_cgroup.memory_limit_bytes(groups, {}.get) is None
     assert facts_cgroup.quota_cpus(groups, {}.get) is None
     assert facts_cgroup.cpuset_text(groups, {}.get) is None
+    assert facts_cgroup.pids_limit(groups, {}.get) is None
 
 
 # --- limits of all ancestors ---------------------------------------------------------------------
@@ -177,6 +180,19 @@ def test_what_is_no_v2_quota_is_none(text: str) -> None:
 @pytest.mark.parametrize(("quota", "period"), [("-1", "100000"), ("", ""), ("100000", "0")])
 def test_what_is_no_v1_quota_is_none(quota: str, period: str) -> None:
     assert facts_cgroup.parse_v1_cfs(quota, period) is None
+
+
+def test_the_tightest_limit_of_processes_of_all_ancestors_counts() -> None:
+    unit = "/sys/fs/cgroup/raytools.slice/raytools-demo.service"
+    files = {
+        f"{unit}/main/cgroup.controllers": "memory pids",
+        f"{unit}/main/pids.max": "max\n",
+        f"{unit}/pids.max": "9000\n",
+        "/sys/fs/cgroup/raytools.slice/pids.max": "4000\n",
+    }
+    assert facts_cgroup.pids_limit(located(V2_MOUNTS, V2_OWN, files), files.get) == 4000
+    del files[f"{unit}/pids.max"], files["/sys/fs/cgroup/raytools.slice/pids.max"]
+    assert facts_cgroup.pids_limit(located(V2_MOUNTS, V2_OWN, files), files.get) is None
 
 
 def test_the_effective_cpuset_is_preferred() -> None:
@@ -249,6 +265,24 @@ def test_a_machine_that_tells_nothing_of_its_cores_has_unknown_ones() -> None:
 def test_a_firmware_that_does_not_say_the_socket_leaves_it_unknown() -> None:
     files = {"/sys/devices/system/cpu/cpu0/topology/physical_package_id": "-1\n"}
     assert facts_cpu.threads([0], {}, files.get, lambda _: {})[0]["socket"] is None
+
+
+def test_who_decides_on_the_clock_is_read_for_all_cpus() -> None:
+    cpu = "/sys/devices/system/cpu"
+    files = {
+        f"{cpu}/cpu0/cpufreq/scaling_governor": "powersave\n",
+        f"{cpu}/cpu1/cpufreq/scaling_governor": "performance\n",
+        f"{cpu}/intel_pstate/no_turbo": "0\n",
+    }
+    assert facts_cpu.frequency([0, 1], files.get) == {
+        "governors": ["performance", "powersave"], "boost": True,
+    }  # fmt: skip
+    assert facts_cpu.frequency([0], {f"{cpu}/intel_pstate/no_turbo": "1\n"}.get)["boost"] is False
+    assert facts_cpu.frequency([0], {f"{cpu}/cpufreq/boost": "1\n"}.get)["boost"] is True  # acpi, AMD
+
+
+def test_a_virtual_machine_tells_nothing_of_its_clock() -> None:
+    assert facts_cpu.frequency([0, 1], {}.get) == {"governors": [], "boost": None}
 
 
 # --- memory, GPUs, libraries, network ------------------------------------------------------------
@@ -348,3 +382,29 @@ def test_an_unknown_node_command_says_which_there_are() -> None:
     )
     assert done.returncode == 2
     assert f"found fact, expected one of {', '.join(COMMANDS)}" in done.stderr
+
+
+def test_who_computes_on_gpus_is_read_from_nvidia_smi() -> None:
+    text = "GPU-5a6b7c8d, 4711, 1536\nGPU-5a6b7c8d, 4712, [N/A]\n"
+    first, second = inspect_gpus.parse_compute_apps(text)
+    assert first == {"uuid": "GPU-5a6b7c8d", "pid": 4711, "used_bytes": 1536 * 2**20}
+    assert second["used_bytes"] is None
+    assert inspect_gpus.parse_compute_apps("No running processes found\n") == []
+
+
+def test_holders_of_gpus_are_told_with_driver_and_whether_they_are_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\n"
+        "case $1 in *driver_version) printf '550.54.15\\n550.54.15\\n' ;;\n"
+        f"*) echo 'GPU-5a6b7c8d, {os.getpid()}, 512' ;; esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    found = inspect_gpus.gpu_facts(str(tmp_path))
+    assert found["driver"] == "550.54.15"
+    (holder,) = found["holders"]
+    assert (holder["pid"], holder["in_run"], holder["ours"]) == (os.getpid(), False, False)
+    assert "python" in holder["command"]

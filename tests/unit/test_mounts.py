@@ -52,3 +52,19 @@ def test_an_automounter_of_its_own_is_no_mount_and_names_are_unescaped(
     monkeypatch.setattr(mounts, "MOUNT_TABLE", table)
     assert mounts.mount_at("/data one") == ("n1:/srv/my data", "nfs4")
     assert mounts.mount_at("/other") == (None, None)
+
+
+def test_the_file_system_of_a_path_is_that_of_the_longest_mount_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "21 1 8:1 / / rw - ext4 /dev/sda1 rw\n"
+        "22 21 0:20 / /opt rw - autofs systemd-1 rw\n"
+        "23 22 0:21 / /opt rw - nfs4 n1:/opt rw\n"
+        "24 23 8:2 / /opt/ray\\040tools rw - xfs /dev/sdb1 rw\n"
+    )
+    monkeypatch.setattr(mounts, "MOUNT_TABLE", table)
+    assert mounts.filesystem_of("/optional/x") == "ext4"
+    assert mounts.filesystem_of("/opt/x") == "nfs4"
+    assert mounts.filesystem_of("/opt/ray tools/envs/a") == "xfs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from raytools.config import ClusterConfig
 from raytools.errors import PlanError
 from raytools.inventory import host_configs, parse_inventory
 from raytools.node.ray_temp_dir import temp_dir_of
-from raytools.plan import EnvironmentRef, NodePlan, make_plans, systemd_path_name
+from raytools.plan import EnvironmentRef, NodePlan, as_set_up, make_plans, systemd_path_name
 from raytools.planning import ClusterPlan, check_facts
 from raytools.ray_flags import memory_threshold
 
@@ -291,6 +292,31 @@ def test_no_dashboard_means_no_dashboard():
     assert "--dashboard-port" not in told
 
 
+def test_a_client_server_is_asked_for_only_where_the_environment_can_have_one():
+    """Asked for without grpcio, as in ray[tune] alone, `ray start` fails."""
+    without = replace(ENVIRONMENT, has_grpcio=False)
+    assert options(plan_of())["--ray-client-server-port"] == "10001"
+    plan = plan_of(environment=without)
+    assert "--ray-client-server-port" not in options(plan)
+    assert "client" not in plan.ray["ports"]
+    assert "client" in plan_of(environment=None).ray["ports"]  # not locked yet: nobody knows
+
+
+def test_a_log_monitor_runs_unless_it_is_switched_off():
+    assert "--include-log-monitor" not in options(plan_of())
+    assert options(plan_of(config={"ray": {"log_to_driver": False}}))["--include-log-monitor"] == "false"
+
+
+def test_rays_isolation_is_off_unless_asked_for_and_lies_below_the_unit():
+    reserved = {"system_reserved": {"cpus": 0, "memory": "3GiB"}}
+    assert "--enable-resource-isolation" not in options(plan_of())
+    told = options(plan_of(config={"cluster": "c", "ray": {"isolation": True}, "nodes": reserved}))
+    assert "--enable-resource-isolation" in told
+    assert told["--cgroup-path"] == "/sys/fs/cgroup/raytools.slice/raytools-ray-c.service"
+    assert told["--system-reserved-cpu"] == "1", "Ray refuses less"
+    assert told["--system-reserved-memory"] == str(3 * 2**30)
+
+
 def test_an_ipv6_head_is_written_with_brackets():
     inventory = parse_inventory(Path("/project/inventory/hosts.yml"), {"head": {"hosts": ["n1"]}})
     configs = host_configs(ClusterConfig.model_validate({}), inventory)
@@ -500,3 +526,21 @@ def test_on_any_machines_slots_are_disjoint_allowed_and_within_what_there_is(mac
 )
 def test_the_memory_threshold_leaves_a_quarter_of_the_reserve(memory_gib, reserved_gib, threshold):
     assert memory_threshold(memory_gib * GIB, reserved_gib * GIB) == threshold
+
+
+def test_a_few_mebibytes_more_or_less_after_a_boot_are_no_other_plan():
+    before = plan_of(facts(memory_gib=16)).to_json()
+    for change in (-12 * MIB, 12 * MIB):
+        booted = facts(memory_gib=16)
+        booted["memory"]["usable_bytes"] += change
+        assert plan_of(as_set_up(booted, before)).to_json() == before
+        assert plan_of(booted).to_json() != before
+
+
+def test_a_machine_with_other_memory_is_planned_anew():
+    before = plan_of(facts(memory_gib=16)).to_json()
+    smaller = facts(memory_gib=15)
+    assert as_set_up(smaller, before) == smaller
+    assert as_set_up(smaller, None) == smaller
+    unknown = {**smaller, "memory": {**smaller["memory"], "usable_bytes": None}}
+    assert as_set_up(unknown, before) == unknown

@@ -321,6 +321,30 @@ def test_a_shared_directory_whose_server_is_dead_is_no_directory_that_is_missing
     assert problem.startswith("/data does not answer, expected the shared one")
 
 
+ISOLATED = {"ray": {"isolation": True}}
+
+
+@pytest.mark.parametrize("mode", ["v1", "hybrid", None])
+def test_rays_isolation_is_refused_without_cgroup_v2_and_the_cause_is_named(mode: str | None) -> None:
+    cgroup = {"mode": mode, "controllers": ["cpuset", "memory"]}
+    (problem,) = problems(state(cgroup=cgroup), config=ISOLATED)
+    assert problem.startswith(f"ray.isolation: true needs cgroup v2 alone, found {mode or 'no cgroups'}.")
+    assert "or leave out ray.isolation" in problem
+
+
+def test_rays_isolation_is_refused_without_a_unit_to_delegate_to() -> None:
+    (problem,) = problems(state(systemd=False, host__init="other"), config=ISOLATED)
+    assert problem.startswith("ray.isolation: true needs a unit of systemd with delegated groups")
+
+
+@pytest.mark.parametrize(("cpus", "refused"), [(1, True), (2, False)])
+def test_rays_isolation_is_refused_where_it_would_leave_no_cpu(cpus: int, refused: bool) -> None:
+    found = problems(state(cpu={**state()["facts"]["cpu"], "usable": cpus}), config=ISOLATED, plans={})
+    assert [text.partition(",")[0] for text in found] == (
+        ["ray.isolation: true sets at least 1 CPU aside for Ray itself"] if refused else []
+    )
+
+
 # -------------------------------------------------------------------------------------------------- notes
 
 

@@ -76,3 +76,12 @@ def test_a_worker_is_started_once_more(systemd: Systemd) -> None:
     assert systemd.restarts == 2
     with pytest.raises(RayServiceError):
         systemd.start("worker", *["activating"] * 9)
+
+
+def test_a_worker_that_waited_for_its_head_in_vain_does_not_wait_again(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_unit, "HEAD_LIMIT_S", 0.0)
+    with pytest.raises(RayServiceError):
+        systemd.start("worker", "activating", "active")
+    assert systemd.restarts == 1

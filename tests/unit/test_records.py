@@ -166,3 +166,25 @@ def test_write_keeps_the_time_of_the_end_where_it_is_known(attempts: Attempts) -
     attempts.write(2, record("b", LOST))
     assert read_record(attempts.path(1)).finished_at == "2026-01-01T00:00:00.000Z"
     assert read_record(attempts.path(2)).finished_at is not None
+
+
+def test_an_attempt_that_is_given_up_is_lost_for_everybody_who_reads_it(attempts: Attempts) -> None:
+    written(attempts.path(1), record("r1", node="other"))
+    given_up = attempts.give_up("its node is dead")
+    assert given_up is not None
+    assert (given_up.outcome, given_up.message) == (LOST, "its node is dead")
+    read_again = read_record(attempts.path(1), HERE)
+    assert (read_again.outcome, read_again.message) == (LOST, "its node is dead")
+    assert read_again.finished_at
+
+
+def test_an_attempt_that_had_ended_keeps_its_end_when_it_is_given_up(attempts: Attempts) -> None:
+    written(attempts.path(1), record("r1", OK))
+    given_up = attempts.give_up("its node is dead")
+    assert given_up is not None
+    assert given_up.outcome == OK
+    assert read_record(attempts.path(1), HERE).outcome == OK
+
+
+def test_where_no_attempt_left_a_record_there_is_none_to_give_up(attempts: Attempts) -> None:
+    assert attempts.give_up("its node is dead") is None

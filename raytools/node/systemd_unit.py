@@ -1,0 +1,34 @@
+"""A unit of systemd as it is now. Reads only."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+_PROPERTIES = (
+    "ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "Result", "DelegateControllers"
+)  # fmt: skip
+_WAIT_S = 10.0
+
+
+def look(name: str) -> dict[str, Any] | None:
+    """Its state; `problem` in words where systemd does not answer; None where systemd is not PID 1."""
+    if not Path("/run/systemd/system").is_dir():
+        return None
+    command = ["systemctl", "show", name, "--property", ",".join(_PROPERTIES)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_WAIT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return {"problem": f"systemctl does not answer ({error})"}
+    shown = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    return {
+        "name": name,
+        "active": shown.get("ActiveState"),
+        "sub": shown.get("SubState"),
+        "enabled": shown.get("UnitFileState") == "enabled",
+        "main_pid": int(shown.get("MainPID") or 0) or None,
+        "restarts": int(shown.get("NRestarts") or 0),
+        "result": shown.get("Result"),
+        "delegated": sorted((shown.get("DelegateControllers") or "").split()),
+    }
