@@ -32,22 +32,25 @@ def evaluate(gathered: Gathered, checks: Sequence[Check] = CHECKS) -> Report:
         gathered: what is known.
         checks: the table; tests pass their own.
     """
-    results, findings = [], []
-    for check in checks:
-        if LEVELS.index(check.level) > LEVELS.index(gathered.level):
-            continue
-        result, found = _run(check, gathered)
+    possible = [check for check in checks if LEVELS.index(check.level) <= LEVELS.index(gathered.level)]
+    results: list[CheckResult] = []
+    findings: list[Finding] = []
+    for check in sorted(possible, key=lambda one: one.of_results is not None):
+        result, found = _run(check, gathered, tuple(results), tuple(findings))
         results.append(result)
         findings += found
+    results.sort(key=lambda one: [check.code for check in possible].index(one.code))
     findings.sort(key=lambda one: -SEVERITIES.index(one.severity))
     return Report(_verdict(findings), gathered.level, gathered, tuple(results), tuple(findings))
 
 
-def _run(check: Check, gathered: Gathered) -> tuple[CheckResult, list[Finding]]:
+def _run(
+    check: Check, gathered: Gathered, results: Sequence[CheckResult], earlier: Sequence[Finding]
+) -> tuple[CheckResult, list[Finding]]:
     statuses: dict[str, Status] = {}
     skipped: dict[str, str] = {}
     findings: list[Finding] = []
-    for name, judge in _parts(check, gathered):
+    for name, judge in _parts(check, gathered, results, earlier):
         try:
             found = [_waived(finding, gathered) for finding in judge()]
         except Skipped as reason:
@@ -61,13 +64,19 @@ def _run(check: Check, gathered: Gathered) -> tuple[CheckResult, list[Finding]]:
         findings += found
     status: Status = next((one for one in _ORDER if one in statuses.values()), "skip")
     names = tuple(name for name, one in statuses.items() if one == status and name != _CLUSTER)
-    if check.of_cluster is not None:
+    if check.per_node is None:
         concerned = {finding.node for finding in findings if finding.node is not None}
         names = tuple(node.name for node in gathered.nodes if node.name in concerned or not concerned)
     return CheckResult(check.code, check.title, status, names, skipped), findings
 
 
-def _parts(check: Check, gathered: Gathered) -> Iterable[tuple[str, Callable[[], Iterable[Finding]]]]:
+def _parts(
+    check: Check, gathered: Gathered, results: Sequence[CheckResult], earlier: Sequence[Finding]
+) -> Iterable[tuple[str, Callable[[], Iterable[Finding]]]]:
+    if check.of_results is not None:
+        of_results = check.of_results
+        yield _CLUSTER, lambda: list(of_results(gathered, results, earlier))
+        return
     if check.of_cluster is not None:
         of_cluster = check.of_cluster
         yield _CLUSTER, lambda: list(of_cluster(gathered))

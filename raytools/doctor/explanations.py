@@ -9,6 +9,7 @@ import textwrap
 from dataclasses import dataclass
 
 from raytools.doctor.checks import CHECKS
+from raytools.doctor.table import as_markdown
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,25 @@ EXPLANATIONS: dict[str, Explanation] = {
         "with differs.",
         waiver="While a change is being prepared.",
     ),
+    "RT003": Explanation(
+        meaning="cluster.yaml accepts a code of which nothing is found any more. The waiver would hide the "
+        "next fault of that kind. Only checks that could be made on every node count: a level that does not "
+        "include a check, or --skip, leaves its waiver alone.",
+        cause="What was accepted has been mended.",
+        fix="Remove the line from doctor.waive in cluster.yaml.",
+        waiver="Where a fault comes and goes, such as foreign load.",
+    ),
+    "RT004": Explanation(
+        meaning="The versions of Ray, AutoGluon and Python that are pinned in environment.pip, or locked, do "
+        "not belong together: AutoGluon asks for a range of Ray's versions, and both ask for a range of "
+        "Python's. The ranges are from the packages' own metadata; a release that is newer than the table in "
+        "raytools/doctor/checks/versions.py is not judged.",
+        cause="AutoGluon names its range for Ray only in its extra `ray`, so that without it a solver takes "
+        "any Ray. Nothing complains until a fit first needs Ray, and then that fit refuses it.",
+        fix="Pin a Ray within the range that the message names, or another AutoGluon; write "
+        "`autogluon.tabular[ray]`, so that the solver knows the range too. Then `raytools env lock`.",
+        waiver="Where AutoGluon never uses Ray (no folds in parallel, no tuning).",
+    ),
     "RT101": Explanation(
         meaning="The three counts of CPUs differ: declared (nodes.cpus), physical (affinity ∩ cpuset ∩ "
         "online, and the CPU quotas of all control groups above, rounded down), logical (what Ray's "
@@ -63,6 +83,52 @@ EXPLANATIONS: dict[str, Explanation] = {
         cause="The user may not make control groups (no delegation), or the kernel forbids mount namespaces.",
         fix="The message ends with the command that allows it, usually `sudo raytools grant --user NAME`.",
         waiver="Where best effort is enough; every record then says what was not enforced.",
+    ),
+    "RT104": Explanation(
+        meaning="A variable that decides how many threads numerical libraries start has another value in one "
+        "node's Ray than in most. The same run uses its CPUs differently there.",
+        cause="ray.env was set for one host in the inventory; Ray was started by hand with a shell's "
+        "variables.",
+        fix="Set it under ray.env in cluster.yaml, for all, and run the playbook. A limited run sets the "
+        "number of threads itself; plain Ray tasks have what the raylet has.",
+        waiver="Where hosts differ on purpose.",
+    ),
+    "RT105": Explanation(
+        meaning="The nodes do not have the same processor model. Results are the same, times are not.",
+        cause="VMs of another type, or a cloud that placed like VMs on unlike hardware.",
+        fix="Use machines of one type; or compare times only between runs on like nodes: each record "
+        "names its host.",
+        waiver="Where only results matter, not times.",
+    ),
+    "RT106": Explanation(
+        meaning="The CPUs' clock is governed in another way than on most nodes: by another governor, or it "
+        "may go beyond its nominal rate (turbo, boost) on some nodes only. Where all are alike, but the "
+        "governor is not `performance`, that is said for your information.",
+        cause="Another image or firmware; somebody has set a governor by hand, or a service such as tuned "
+        "has.",
+        fix="`node_cpu_governor: performance` in the inventory, for all nodes, then `ansible-playbook "
+        "playbooks/node.yml`. Turbo is switched in the firmware, or below /sys/devices/system/cpu.",
+        waiver="Where times are not compared. Most virtual machines do not show their clock: then the check "
+        "is skipped.",
+    ),
+    "RT107": Explanation(
+        meaning="While the doctor looked, and for another second when that was much, the hypervisor gave at "
+        "least 5 % of the node's CPU time to other machines (`steal` in /proc/stat). Runs take longer here, "
+        "and not always as much longer.",
+        cause="The host has promised more CPUs than it has, or the machine's type has only a share of a CPU "
+        "and has used it up.",
+        fix="Move the machine to another host, or to a type with CPUs of its own. The share since boot, in "
+        "the message, tells whether it is always so.",
+        waiver="Where times are not compared.",
+    ),
+    "RT108": Explanation(
+        meaning="Two slots have the same CPU, or two threads of one core. A thread is half a CPU of its "
+        "sibling: the runs of the two slots slow each other down.",
+        cause="raytools never plans it so. node.json was edited, or the machine shows other cores than when "
+        "the plan was made: a VM that was moved or resized, hyper-threading that was switched on.",
+        fix="`ansible-playbook playbooks/cluster.yml` plans again; with fewer slots (`slots.per_node`) if "
+        "they do not fit.",
+        waiver="Never where runs are compared.",
     ),
     "RT201": Explanation(
         meaning="The three amounts of memory differ: declared (nodes.memory), physical (MemTotal or the "
@@ -89,6 +155,35 @@ EXPLANATIONS: dict[str, Explanation] = {
         fix="`swapoff -a` and remove the line from /etc/fstab.",
         waiver="Usual on test machines; equal swap on all nodes disturbs comparisons less.",
     ),
+    "RT204": Explanation(
+        meaning="Two machines with as many CPUs and as much memory, and the same declared for both, advertise"
+        " different amounts of memory to Ray (by more than 2 % and 512 MiB). A run that fits on one "
+        "may not on the other.",
+        cause="One was provisioned with an older cluster.yaml, or Ray was started by hand.",
+        fix="`ansible-playbook playbooks/cluster.yml`. Where a host is to be smaller, say so for it in "
+        "the inventory (raytools: {nodes: …}); then it counts as another kind.",
+        waiver="Seldom: declare the difference instead.",
+    ),
+    "RT205": Explanation(
+        meaning="Ray has a monitor of its own that kills tasks when the whole node's memory is used beyond a "
+        "threshold. Slots and object store together are promised more than that: it may kill a run that is "
+        "within its limit. raytools sets the threshold so high that it cannot; Ray's own is 95 %.",
+        cause="RAY_memory_usage_threshold is set under ray.env; Ray was started by hand, without raytools' "
+        "threshold.",
+        fix="Remove RAY_memory_usage_threshold from ray.env, or set more memory aside "
+        "(nodes.system_reserved.memory); then run the playbook, which restarts Ray.",
+        waiver="Where it is better that Ray ends a run than that the machine swaps.",
+    ),
+    "RT206": Explanation(
+        meaning="What the slots are promised, the object store, and what is set aside for the system "
+        "(nodes.system_reserved.memory) are together more than the node had when it was set up (1 % is "
+        "tolerated). When all of it is used, the kernel ends something. A machine that has become smaller "
+        "since is RT201's.",
+        cause="nodes.system_reserved.memory was raised and the playbook has not been run since; node.json "
+        "was edited.",
+        fix="`ansible-playbook playbooks/cluster.yml` plans again with what there is.",
+        waiver="Never: runs are promised memory that does not exist.",
+    ),
     "RT301": Explanation(
         meaning="The GPUs that are declared (nodes.gpus), present (nvidia-smi) and logical (Ray) are not the "
         "same number.",
@@ -97,6 +192,20 @@ EXPLANATIONS: dict[str, Explanation] = {
         fix="Run nvidia-smi on the node as the user of Ray; correct nodes.gpus or repair the driver; run "
         "the playbook.",
         waiver="Where a broken GPU is known and its node is not used for GPU runs.",
+    ),
+    "RT302": Explanation(
+        meaning="Two nodes with GPUs have different NVIDIA drivers. What runs on them is compiled or chosen "
+        "by the driver, so results and times can differ.",
+        cause="One machine was updated, or comes from another image.",
+        fix="Install the same driver on all of them.",
+        waiver="Where times on GPUs are not compared.",
+    ),
+    "RT303": Explanation(
+        meaning="A process that is no run of this cluster computes on a GPU that slots give to runs. Runs "
+        "find less memory than the card has, and take longer.",
+        cause="Somebody's notebook or desktop; a killed program whose children live on.",
+        fix="End it, or leave GPUs out of the cluster: nodes.gpus.",
+        waiver="Where the desktop's few MiB do not matter.",
     ),
     "RT400": Explanation(
         meaning="The node has not been set up, or only in part: its plan, its toolkit or the environment's "
@@ -135,6 +244,28 @@ EXPLANATIONS: dict[str, Explanation] = {
         fix="`ansible-playbook playbooks/environment.yml` on all nodes.",
         waiver="Never for benchmarks.",
     ),
+    "RT405": Explanation(
+        meaning="A package is installed, and cannot be imported by the environment's Python as Ray's user. "
+        "Ray, numpy, scipy, pandas, pyarrow, scikit-learn, LightGBM, XGBoost, CatBoost, PyTorch and "
+        "AutoGluon are tried, as far as they are installed. One that takes the interpreter down with it is "
+        "named, and the next is tried all the same. Level prove only.",
+        cause="A library of the system is missing on this node (the message names it); the processor lacks "
+        "an instruction that the package was built for (the interpreter ends with exit code -4, a signal "
+        "SIGILL); versions that do not fit each other; a file that Ray's user may not read.",
+        fix="Install what the message names, on all nodes alike, or leave the package out of "
+        "environment.pip. `raytools env verify` tells whether files were changed.",
+        waiver="Where nothing uses that package. AutoGluon leaves models out whose package is missing, with "
+        "a mere warning: results then differ between nodes.",
+    ),
+    "RT406": Explanation(
+        meaning="`import ray` takes more than three times as long here as on most nodes, and 3 s longer. "
+        "Each worker that Ray starts, and each run, waits as much longer. Level prove only.",
+        cause="A slow or busy disk, an environment on a network file system, files that were not in memory "
+        "yet (then the second time is fast), or something else that uses the CPUs.",
+        fix="Run it again; then look at the disk and the load: `raytools doctor --level prove --only "
+        "RT503,RT505,RT805`.",
+        waiver="Where nodes have unlike disks on purpose.",
+    ),
     "RT501": Explanation(
         meaning="Little space or few inodes are left where the root, /tmp or the results are. Below 1 GiB (4 "
         "GiB before the first build) is an error; below 5 GiB or 5 % a warning: Ray stops spilling at "
@@ -153,6 +284,36 @@ EXPLANATIONS: dict[str, Explanation] = {
         "playbooks/storage.yml` exports and mounts again.",
         waiver="Never: results are lost or late.",
     ),
+    "RT503": Explanation(
+        meaning="The environment is on a network file system. Importing AutoGluon reads some ten thousand "
+        "files; from there each costs a round trip, and all wait when the server does.",
+        cause="raytools_root is on a shared home directory, or `environment.prefix` names a directory on "
+        "NFS.",
+        fix="Put the root on a local disk; an environment of one's own can be made part of the cluster "
+        "(`environment.pip`) instead of being shared.",
+        waiver="Where start-up times do not matter.",
+    ),
+    "RT504": Explanation(
+        meaning="The storage is mounted, but Ray's user cannot write there on this node, or cannot read what "
+        "it has just written on another, or the file belongs to another number here. Records and results of "
+        "runs would be lost or split.",
+        cause="Another export or directory is mounted on one node; the service account has different uids; "
+        "the export squashes users or is read-only.",
+        fix="The message names node and cause. `findmnt` and `id` on both nodes; for storage that raytools "
+        "serves: `ansible-playbook playbooks/storage.yml`.",
+        waiver="Never with shared storage.",
+    ),
+    "RT505": Explanation(
+        meaning="Where results go a file cannot be written, locked (fcntl and flock), renamed over another, "
+        "or read again. For your information: a small write takes at least 100 ms until it is on the disk, "
+        "and three times as long as on most nodes. Tried as Ray's user in a directory of its own, which is "
+        "removed. Level prove only.",
+        cause="The directory is missing, full, read-only or another user's; NFS mounted with `nolock`, or a "
+        "lock service that is down. Slow writes: a failing or overloaded disk, a long way to the server.",
+        fix="As the message says; for storage that raytools mounts: `ansible-playbook "
+        "playbooks/storage.yml`. Two doctors that look at the same time use the same file: look again.",
+        waiver="Locks only: where no program that runs here locks its files (SQLite, for one, does).",
+    ),
     "RT601": Explanation(
         meaning="The node did not answer. The message says at which step: name, network, host key, log-in, "
         "becoming root, Python, time.",
@@ -169,6 +330,55 @@ EXPLANATIONS: dict[str, Explanation] = {
         "playbook again.",
         waiver="If nothing on the nodes looks itself up by name (torch.distributed and dask do).",
     ),
+    "RT603": Explanation(
+        meaning="A node's clock is more than 2 s from the controller's. The time between question and answer "
+        "is not counted against it, so that small differences are not seen on slow nodes.",
+        cause="No time service runs, or a VM was paused and its clock not set again.",
+        fix="`timedatectl set-ntp true`, or install chrony. Records, logs and NFS time stamps of "
+        "different nodes cannot be put in order without.",
+        waiver="Never: it costs nothing to mend.",
+    ),
+    "RT604": Explanation(
+        meaning="A node cannot open a connection to what Ray listens with on another: the GCS, the raylet, "
+        "the object manager. Tasks hang or are lost as soon as those two have something to tell each "
+        "other, even if both are alive for the head.",
+        cause="A firewall or security group between two workers; a route that exists in one direction only.",
+        fix="Allow TCP between all nodes on the ports under ray.ports, the workers' range included.",
+        waiver="Never: Ray needs every pair.",
+    ),
+    "RT605": Explanation(
+        meaning="The network device that has the cluster's address sends packets of another size (MTU) than "
+        "on most nodes. Small messages arrive; where something on the way drops what is too large and does "
+        "not say so, large objects hang.",
+        cause="Jumbo frames were switched on for some machines only; a VPN, a tunnel or a container's bridge "
+        "makes packets smaller.",
+        fix="Give the device the MTU of the others: `ip link set DEVICE mtu N`, and the same in the system's "
+        "network configuration, so that it stays.",
+        waiver="Where it is so on purpose and all nodes reach each other with large packets: `ping -M do -s "
+        "1472 ADDRESS` for 1500.",
+    ),
+    "RT606": Explanation(
+        meaning="All nodes stand in a ring; each connects to the next at the last port of ray.ports.workers "
+        "and sends for half a second. A node could not. For your information: one sends with less than a "
+        "third of the rate between most nodes. A node on which that port is taken, or that could not be "
+        "asked, is left out, and so is who would send to it. Level prove only.",
+        cause="A firewall or security group that has only Ray's single ports open, not the workers' range. "
+        "Slow: a device that came down to 100 Mbit/s or half duplex, another switch, a limit of the "
+        "machine's type.",
+        fix="Allow TCP between all nodes on the whole range. For a slow one: `ethtool DEVICE`, `ip -s link`.",
+        waiver="For a slow link that is known. Never for one that is closed: workers talk to each other "
+        "there.",
+    ),
+    "RT607": Explanation(
+        meaning="The name that another node calls itself by leads to an address here that is none of that "
+        "node's. That a name is not known is no fault: Ray goes by addresses. Level prove only, and only "
+        "where Ray runs on another node.",
+        cause="An old line in /etc/hosts; a name that the DNS gives to another machine; two machines that "
+        "call themselves the same.",
+        fix="Correct the line in /etc/hosts or the DNS; where two machines have one name, give one of them "
+        "another (`hostnamectl set-hostname`).",
+        waiver="If nothing on the nodes goes by names (torch.distributed and dask do).",
+    ),
     "RT701": Explanation(
         meaning="Ray's own list of living nodes is not the inventory: Ray does not answer, a declared "
         "node is dead or missing, or a foreign one has joined.",
@@ -180,9 +390,12 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "RT702": Explanation(
         meaning="A variable of ray.env (or of ray.auth) is not in the environment of the running raylet with "
-        "its value. Read from /proc/<pid>/environ, so it is what the process really got.",
-        cause="cluster.yaml was changed without a restart, or Ray was started by hand.",
-        fix="`ansible-playbook playbooks/ray.yml` restarts Ray where a flag differs.",
+        "its value. Read from /proc/<pid>/environ, so it is what the process really got. Level prove also "
+        "asks a worker on each node; what the raylet has and the worker has not is a warning.",
+        cause="cluster.yaml was changed without a restart, or Ray was started by hand. In a worker: the "
+        'runtime environment of a job sets the variable (`runtime_env={"env_vars": …}`).',
+        fix="`ansible-playbook playbooks/ray.yml` restarts Ray where a flag differs. For a worker: take the "
+        "variable out of the job's runtime environment.",
         waiver="If the difference is known to be harmless.",
     ),
     "RT703": Explanation(
@@ -203,6 +416,26 @@ EXPLANATIONS: dict[str, Explanation] = {
         "machine, ours too. If it has to stay, set RAY_ADDRESS=local for programs that start a Ray of "
         "their own (limited runs have it).",
         waiver="On shared machines, for as long as nothing is measured.",
+    ),
+    "RT705": Explanation(
+        meaning="Where systemd is PID 1, Ray's unit starts at boot, is given the cgroup controllers that runs"
+        " need, and is not started again and again. From ten restarts on it is a warning, fewer are "
+        "for your information.",
+        cause="Somebody has disabled or edited the unit; Ray ends by itself: its log says why. A worker "
+        "whose head is away is restarted every few minutes.",
+        fix="`ansible-playbook playbooks/ray.yml` writes the unit anew. For restarts: `journalctl -u "
+        "raytools-ray-NAME` and logs/ray.log.1 below the root.",
+        waiver="After a long time without a head: restarts count until Ray is started by a playbook or the "
+        "machine boots.",
+    ),
+    "RT706": Explanation(
+        meaning="/tmp/ray is there, and another user than its owner cannot write to it, or it is no "
+        "directory. Every Ray that is started without options goes there, also the one that AutoGluon "
+        "starts: for other users it fails with a permission error. Our Ray and limited runs have places of "
+        "their own.",
+        cause="Somebody, maybe root, once started a Ray with a strict umask, or made the directory by hand.",
+        fix="If no Ray is in it: `rm -rf /tmp/ray`; else `chmod 1777 /tmp/ray`.",
+        waiver="Where only limited runs and this cluster's Ray are used.",
     ),
     "RT801": Explanation(
         meaning="Processes of a Ray that is dead are still running: workers, agents, or what tasks have "
@@ -226,6 +459,50 @@ EXPLANATIONS: dict[str, Explanation] = {
         fix="The next `raytools run` of that user, or of root, sweeps it.",
         waiver="Harmless if the processes are gone.",
     ),
+    "RT804": Explanation(
+        meaning="A process waits for a device or a server and did not move for a second (state D): nothing "
+        "can end it before that answers, and its run is not over until then. Or 100 processes and more have "
+        "ended and are not collected by their parents (zombies); each holds a process number until its "
+        "parent ends.",
+        cause="State D: an NFS server that is away, a failing disk, a driver. Zombies: a program that starts "
+        "others and never waits for them; a container whose PID 1 is no init.",
+        fix="State D: see to the storage (`raytools doctor --only RT502`, `dmesg`); when the server is back "
+        "they go on. Zombies: end or repair the parent that the message names; a container wants an init "
+        "(`docker run --init`).",
+        waiver="For a parent that is known and has enough process numbers left.",
+    ),
+    "RT805": Explanation(
+        meaning="Processes that belong neither to a limited run, nor to a Ray that raytools started, nor to "
+        "the doctor itself use CPUs or memory that were promised to runs: half a CPU more than "
+        "nodes.system_reserved.cpus, looked at twice and the smaller counts; or more memory of their own "
+        "than nodes.system_reserved.memory. The message names the greediest.",
+        cause="Somebody's notebook or compiler, a backup, a service that came with the image, another Ray.",
+        fix="End it, start it by `raytools run` so that it gets CPUs of its own, or raise "
+        "nodes.system_reserved in cluster.yaml and run the playbook.",
+        waiver="For what comes and goes and does not matter. Each run's record says what speaks against "
+        "comparing it.",
+    ),
+    "RT806": Explanation(
+        meaning="Ray's files take much room: 10 sessions that are over, or 2 GiB of them; or 2 GiB in the "
+        "session that runs, or in ROOT/logs. A stopped Ray leaves the logs of its last three sessions, and "
+        "only those. At most 20,000 files are counted; beyond that the message says `at least`.",
+        cause="Ray crashed or was killed, so that nobody cleaned up; objects that were spilled to the disk; "
+        "workers that print a lot.",
+        fix="`raytools doctor --fix` removes sessions that are over, but for the last three. Remove what "
+        "else the message names, or restart Ray when nothing runs (`ansible-playbook playbooks/ray.yml`): "
+        "what a stopped Ray leaves is cleaned.",
+        waiver="While the logs of a crash are still wanted.",
+    ),
+    "RT807": Explanation(
+        meaning="Ray's limit of processes and threads, its user's or that of a control group above, is low: "
+        "below 4096 a warning, below 1024 an error. A worker has some thirty threads before it computes; at "
+        "the limit, Ray reports that it cannot start threads, and workers die.",
+        cause="Ray was started in a session or container with a limit (TasksMax of systemd, `--pids-limit` "
+        "of docker, nproc of PAM).",
+        fix="TasksMax=infinity in the unit (raytools' own has it) and in the slices above; `* - nproc 65536` "
+        "in a file in /etc/security/limits.d where Ray is started from a log-in. Then restart Ray.",
+        waiver="For clusters with few workers.",
+    ),
     "RT901": Explanation(
         meaning="Who can reach Ray can run code on the nodes. The token must exist, belong to Ray's user and "
         "be readable by nobody else; without a token, or with a dashboard that listens more widely "
@@ -241,6 +518,48 @@ EXPLANATIONS: dict[str, Explanation] = {
         "directory.",
         fix="chmod and chown as the message says.",
         waiver="On machines with a single user.",
+    ),
+    "RT903": Explanation(
+        meaning="The node that serves the storage exports it to somebody who is no node of this cluster, or "
+        "lets a client's root be root on it. Whoever can mount it can read and change results.",
+        cause="A line in /etc/exports of before or by hand; a former node that is no longer in the "
+        "inventory; another cluster that shares the directory.",
+        fix="Remove the line and run `exportfs -ra`; raytools' own line is written by `ansible-playbook "
+        "playbooks/storage.yml`.",
+        waiver="Where others are meant to read the results: better export a copy to them, read-only.",
+    ),
+    "RT904": Explanation(
+        meaning="The inventory, or ANSIBLE_HOST_KEY_CHECKING, tells ssh not to compare the host keys of "
+        "nodes, or to believe new ones (accept-new). Whoever answers at a node's address is then taken for "
+        "it, gets the token, and is handed what runs there. raytools itself always compares; Ansible would "
+        "not.",
+        cause="`-o StrictHostKeyChecking=no` or `UserKnownHostsFile=/dev/null` in ansible_ssh_common_args, "
+        "as many recipes have it, because addresses of virtual machines are used again.",
+        fix="Remove it. Compare a new key's fingerprint on the machine's console, then learn it once: "
+        "`ssh-keyscan ADDRESS >> .raytools/ssh/known_hosts` (or ~/.ssh/known_hosts).",
+        waiver="In a closed test network whose machines are made anew every day.",
+    ),
+    "RT905": Explanation(
+        meaning="A node has another token than the head (or, if the head's may not be read, than the first "
+        "node). Only the beginnings of their SHA-256 are compared and shown. A Ray that is started with the "
+        "other token cannot join, and neither can who uses it.",
+        cause="A token was made anew on one node only, or copied from another cluster; a node was not "
+        "reached by the last playbook run.",
+        fix="`ansible-playbook playbooks/ray.yml` brings the head's token to all nodes.",
+        waiver="Never: the next restart of that node's Ray fails.",
+    ),
+    "RT906": Explanation(
+        meaning="The controller, which is no node, reaches Ray on a node by an address that is not the "
+        "cluster's own (the one ssh uses, where the inventory has another as raytools_address), or by a "
+        "public address of the internet; or it reaches the dashboard, which is declared to listen on "
+        "loopback only. Strangers may then reach it, too, and only the token keeps them from running code.",
+        cause="Ray's GCS and raylets listen on all addresses of a machine, and no firewall or security group "
+        "closes the public one.",
+        fix="Allow the ports under ray.ports from the other nodes only. Where all nodes have a private "
+        "network, set its addresses as raytools_address in the inventory. What is tried are the single "
+        "ports, as they stand for the workers' range, too.",
+        waiver="Where the controller sits in the same closed network as the second address, or the nodes "
+        "have public addresses only and you rely on the token.",
     ),
 }
 
@@ -272,8 +591,8 @@ _INTRODUCTION = """\
 # The doctor's codes
 
 `raytools doctor` gathers once from every node (one call each, in parallel; Ray's own view once on the head),
-judges what it found, and reports. It changes nothing. A code keeps its meaning for ever; scripts and waivers
-may rely on it. `raytools doctor --explain RT101` prints an entry of this page.
+judges what it found, and reports. It changes nothing unless asked to (`--fix`). A code keeps its meaning for
+ever; scripts and waivers may rely on it. `raytools doctor --explain RT101` prints an entry of this page.
 
 Ranges: RT0xx configuration · RT1xx CPU · RT2xx memory and shared memory · RT3xx GPU · RT4xx environment ·
 RT5xx storage · RT6xx network and time · RT7xx Ray service and flags · RT8xx processes and hygiene ·
@@ -293,13 +612,27 @@ doctor:
     - {code: RT203, reason: "test machines"}
 ```
 
+Some options, all of them in `raytools doctor --help`:
+
+- `--only RT7xx,RT801` and `--skip RT105` choose checks; `--list` names them all.
+- `-v` adds a line for each check that found nothing.
+- `--wait 2m` looks again until nothing at or above the threshold is left, as after a reboot. With
+  `--fix` what can be mended is mended first, and not waited for.
+- `--fix` mends what is safe to mend, after showing it and asking (`--yes`: without): it ends what this
+  cluster's dead Rays have left, processes and old sessions, sweeps killed runs, restarts the unit of a dead
+  worker. It touches nothing that is not the cluster's own, and no head.
+- `--bundle FILE.tar.gz` writes all that is known and the ends of the nodes' logs, for a bug report. The
+  token, and what looks like a password, is removed.
+- `--json` and `--junit FILE` are for programs.
+
 Exit codes: 0 nothing at or above `--threshold` (default `error`), 1 findings, 2 could not run.
 """
 
 
 def page() -> str:
     """docs/doctor.md."""
-    sections = [_INTRODUCTION]
+    levels = {check.code: check.level for check in CHECKS}
+    sections = [_INTRODUCTION, "## All checks\n\n" + as_markdown(_titles(), levels) + "\n"]
     for check in CHECKS:
         found = EXPLANATIONS[check.code]
         sections.append(

@@ -6,32 +6,40 @@ had is noted where it is missing; nothing here fails because of one node.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 from raytools.config import ClusterConfig, load_config
 from raytools.doctor.model import LEVELS, Gathered, Level, LockState, NodeReport
+from raytools.doctor.prove import prove
 from raytools.errors import EnvironmentBuildError, PlanError, TransportError
 from raytools.inventory import Host, Inventory, host_configs, load_inventory
-from raytools.plan import make_plans
+from raytools.plan import as_set_up, make_plans
 from raytools.planning import environment_ref
 from raytools.project import Project
 from raytools.transport import Answer, NodeCommand, call
 
 NODE_TIME_S = 60.0
-_PROOF_TIME_S = 180.0
+_SSH_VARIABLES = (
+    "ansible_ssh_common_args", "ansible_ssh_extra_args", "ansible_ssh_args", "ansible_host_key_checking",
+    "ansible_ssh_host_key_checking",
+)  # fmt: skip
 
 
-def gather(project: Project, level: Level, timeout_s: float = NODE_TIME_S) -> Gathered:
+def gather(
+    project: Project, level: Level, timeout_s: float = NODE_TIME_S, codes: Collection[str] | None = None
+) -> Gathered:
     """All that the checks of a level need.
 
     Args:
         project: which cluster.yaml and inventory.
         level: how far to look.
         timeout_s: for each node.
+        codes: of the checks that will be made; level prove tries only what these need. None: all.
 
     Raises:
         ConfigError: cluster.yaml or the inventory is wrong; nothing can be judged against it.
@@ -43,25 +51,33 @@ def gather(project: Project, level: Level, timeout_s: float = NODE_TIME_S) -> Ga
     timings = {"configuration": time.monotonic() - began}
     nodes = tuple(
         NodeReport(
-            host.name, host.role, host.root, configs[host.name], address=host.cluster_address or host.address
+            host.name,
+            host.role,
+            host.root,
+            configs[host.name],
+            address=host.cluster_address or host.address,
+            ssh_arguments={
+                name: str(value) for name in _SSH_VARIABLES if (value := host.variables.get(name)) is not None
+            },
         )
         for host in inventory.hosts
     )
-    gathered = Gathered(level, config, nodes)
+    gathered = Gathered(level, config, nodes, ansible_checks_host_keys=_ansible_checks_host_keys())
     if level == "config":
         return replace(gathered, lock=lock_state(project, config), timings_s=timings)
-    began = time.monotonic()
+    began, asked_at = time.monotonic(), time.time()
     # the nodes think while this process reads the lock
     with ThreadPoolExecutor(2) as pool:
         asked = pool.submit(_inspect, project, inventory, timeout_s)
         view = pool.submit(_ray_view, project, inventory, timeout_s) if _includes(level, "cluster") else None
         lock = lock_state(project, config)
         nodes = tuple(_with_answer(node, asked.result()[node.name]) for node in nodes)
+        answered_at = time.time()
         ray, ray_error = _result(view)
     timings["nodes"] = time.monotonic() - began
     nodes, plan_error = _with_plans(project, config, inventory.hosts, nodes)
     if _includes(level, "prove"):
-        nodes = _with_proofs(project, inventory, nodes)
+        nodes = prove(project, inventory.hosts, nodes, codes)
     return replace(
         gathered,
         nodes=nodes,
@@ -70,7 +86,13 @@ def gather(project: Project, level: Level, timeout_s: float = NODE_TIME_S) -> Ga
         ray=ray,
         ray_error=ray_error,
         timings_s=timings,
+        asked_between=(asked_at, answered_at),
     )
+
+
+def _ansible_checks_host_keys() -> bool | None:
+    said = os.environ.get("ANSIBLE_HOST_KEY_CHECKING")
+    return None if said is None else said.strip().lower() not in ("0", "false", "no", "off")
 
 
 def _includes(level: Level, other: Level) -> bool:
@@ -89,7 +111,8 @@ def lock_state(project: Project, config: ClusterConfig) -> LockState | None:
         lock = read_current_lock(project, spec)
         if lock is None:
             return LockState(None)
-        return LockState(lock.environment_id, tuple(misfits(lock, spec)))
+        packages = {package["name"]: package["version"] for package in lock.pip}
+        return LockState(lock.environment_id, tuple(misfits(lock, spec)), packages=packages)
     except EnvironmentBuildError as error:
         return LockState(None, problem=str(error))
 
@@ -131,7 +154,7 @@ def _with_plans(
     project: Project, config: ClusterConfig, hosts: Sequence[Host], nodes: tuple[NodeReport, ...]
 ) -> tuple[tuple[NodeReport, ...], str | None]:
     """What cluster.yaml and the facts ask for now; a plan needs the facts of all nodes."""
-    facts = {node.name: node.facts for node in nodes if node.facts is not None}
+    facts = {node.name: as_set_up(node.facts, node.installed) for node in nodes if node.facts is not None}
     if len(facts) < len(nodes):
         return nodes, None  # the missing nodes are findings of their own
     try:
@@ -140,25 +163,3 @@ def _with_plans(
     except (PlanError, EnvironmentBuildError) as error:
         return nodes, str(error)
     return tuple(replace(node, plan=plans[node.name].to_json()) for node in nodes), None
-
-
-def _with_proofs(
-    project: Project, inventory: Inventory, nodes: tuple[NodeReport, ...]
-) -> tuple[NodeReport, ...]:
-    """Real limited runs on every provisioned node that answers."""
-    able = [host for host, node in zip(inventory.hosts, nodes, strict=True) if node.installed]
-    command = NodeCommand(["run", "--check", "--json"], python="installed")
-    answers = call(able, command, _PROOF_TIME_S, state_dir=project.state_dir)
-    return tuple(_with_proof(node, answers.get(node.name)) for node in nodes)
-
-
-def _with_proof(node: NodeReport, answer: Answer | None) -> NodeReport:
-    if answer is None:
-        return node
-    try:
-        # exit code 1 says that a limit does not hold; the answer says which
-        return replace(
-            node, proof=replace(answer, exit_code=0 if answer.exit_code == 1 else answer.exit_code).json()
-        )
-    except TransportError as error:
-        return replace(node, proof_error=str(error))

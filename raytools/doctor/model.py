@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -51,7 +51,19 @@ class NodeReport:
         plan: what cluster.yaml and its facts ask of it now; None if no plan can be made.
         proof: the answer of `python -m raytools.node run --check --json` (level prove).
         proof_error: why there is none.
+        reach: where it tried to connect to (`to`, `address`, `name`, `port`), each with `problem` or None.
+        reach_error: why it was not tried.
+        shared: why it cannot share the storage with the others; empty if it can, None if it was not tried.
         address: where the inventory says that it is.
+        resolved: what the nodes' own names mean here; None where its resolver did not answer.
+        imports: module -> `problem` and `s`, or a `problem` of it all.
+        storage_trial: `problems` and `fsync_ms` of the storage, or a `problem`.
+        worker: `environ` of a worker of Ray there, or a `problem`.
+        ring: `latency_ms` and `mbit_per_s` towards the neighbour `to`, or a `problem`; `untried` if the node
+            itself could not be asked.
+        outside: what of its Ray the controller tried to reach by addresses that are not for Ray (`address`,
+            `port`, `name`), each with `problem`, None where it was reached; None if it was not tried.
+        ssh_arguments: what the inventory adds to ssh's arguments, by variable.
     """
 
     name: str
@@ -63,7 +75,17 @@ class NodeReport:
     plan: Mapping[str, Any] | None = None
     proof: Mapping[str, Any] | None = None
     proof_error: str | None = None
+    reach: tuple[Mapping[str, Any], ...] | None = None
+    reach_error: str | None = None
+    shared: str | None = None
     address: str | None = None
+    resolved: Mapping[str, list[str] | None] | None = None
+    imports: Mapping[str, Any] | None = None
+    storage_trial: Mapping[str, Any] | None = None
+    ring: Mapping[str, Any] | None = None
+    worker: Mapping[str, Any] | None = None
+    outside: tuple[Mapping[str, Any], ...] | None = None
+    ssh_arguments: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reachable(self) -> bool:
@@ -113,9 +135,9 @@ class NodeReport:
         self._need_answer()
         found = (self.inspection or {}).get(part)
         if found is None:
-            raise Skipped(f"its {part} were not gathered")
+            raise Skipped(f"nothing was gathered of its {part}")
         if isinstance(found, Mapping) and "problem" in found:
-            raise Skipped(f"its {part} could not be gathered: {found['problem']}")
+            raise Skipped(f"nothing could be gathered of its {part}: {found['problem']}")
         return found
 
     def need_raylet(self) -> Mapping[str, Any]:
@@ -137,11 +159,12 @@ class NodeReport:
 
 @dataclass(frozen=True)
 class LockState:
-    """The environment's lock on the controller: its id, and why it does not fit what is declared."""
+    """The environment's lock on the controller: its id and versions, why it does not fit what is declared."""
 
     environment_id: str | None
     misfits: tuple[str, ...] = ()
     problem: str | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -156,6 +179,10 @@ class Gathered:
     ray: Mapping[str, Any] | None = None
     ray_error: str | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
+    ansible_checks_host_keys: bool | None = None
+    """Whether Ansible's environment says so; None: it says nothing, and Ansible does check."""
+    asked_between: tuple[float, float] | None = None
+    """Seconds since 1970 by the controller's clock: when the nodes were asked, and when all had answered."""
 
     def need_ray(self) -> Mapping[str, Any]:
         """Ray's own view.
@@ -185,13 +212,17 @@ ClusterCheck = Callable[[Gathered], Iterable[Finding]]
 
 @dataclass(frozen=True)
 class Check:
-    """One row of the table of checks: exactly one of `per_node` and `of_cluster` is set."""
+    """One row of the table of checks: exactly one of the three functions is set.
+
+    `of_results` is asked last: it judges what the other checks have said.
+    """
 
     code: str
     title: str
     level: Level
     per_node: NodeCheck | None = None
     of_cluster: ClusterCheck | None = None
+    of_results: ResultCheck | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +234,9 @@ class CheckResult:
     status: Status
     nodes: tuple[str, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+ResultCheck = Callable[[Gathered, Sequence[CheckResult], Sequence[Finding]], Iterable[Finding]]
 
 
 @dataclass(frozen=True)

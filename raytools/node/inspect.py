@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -21,7 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from raytools.errors import RaytoolsError
-from raytools.node import facts, inspect_processes, mounts
+from raytools.node import (
+    cgroup_tree,
+    facts,
+    facts_cgroup,
+    inspect_files,
+    inspect_gpus,
+    inspect_load,
+    inspect_processes,
+    mounts,
+    systemd_unit,
+)
 from raytools.node.cgroup_tree import read_text
 from raytools.node.cpu_list import parse_cpu_list
 from raytools.node.inspect_processes import Process, Ray, user_name
@@ -29,6 +40,7 @@ from raytools.node.inspect_processes import Process, Ray, user_name
 SCHEMA = "raytools.inspection/1"
 _SECOND_LOOK_S = 1.0  # Ray's agents end by themselves within a second of their raylet
 _INTERPRETER_WAIT_S = 20.0
+_DIGEST_DIGITS = 16
 _ASK_VERSIONS = (
     "import json,platform,importlib.metadata as m\n"
     "try: ray=m.version('ray')\n"
@@ -46,6 +58,7 @@ def inspect(node_json: str, environment: bool = True) -> Found:
         node_json: path of the installed plan.
         environment: compare the environment with its manifest (the longest part).
     """
+    first_look = inspect_load.look()
     root = str(Path(node_json).parent)
     node = facts.read_node_json(node_json)
     timings: dict[str, float] = {}
@@ -71,15 +84,25 @@ def inspect(node_json: str, environment: bool = True) -> Found:
         "paths": timed("paths", path_facts, node, root),
         "above": timed("above", directories_above, root),
         "locks": timed("locks", lock_facts),
+        "gpus": timed("gpus", inspect_gpus.gpu_facts, root),
     }
     if node:
         found |= {
             "listening": timed("listening", listening_facts, node["ray"]["ports"]),
             "versions": timed("versions", versions, node["python"]),
             "storage": timed("storage", storage_facts, node["storage"]["path"]),
+            "unit": timed("unit", systemd_unit.look, f"raytools-ray-{node['cluster']}.service"),
+            "places": timed("places", place_facts, node),
+            "exports": timed("exports", export_facts),
+            "files": timed("files", file_facts, node, found["rays"]),
+            "token": timed("token", token_facts, node["ray"]["token_path"]),
         }
         if environment:
             found["environment"] = timed("environment", environment_facts, node)
+    found["default_temp_dir"] = timed(
+        "default_temp_dir", inspect_files.default_temp_dir, (node or {}).get("user")
+    )
+    found["load"] = timed("load", inspect_load.compare_with_now, first_look)  # last: as far apart as can be
     return {**found, "timings_s": timings}
 
 
@@ -87,6 +110,41 @@ def storage_facts(path: str) -> Found:
     """Where results go: what is mounted there and, if it answers, its room."""
     seen = mounts.look(path)
     return seen if seen["stalled"] else {**facts.disk_facts(path), **seen}
+
+
+def place_facts(node: Found) -> Found:
+    """On what kind of file system the environment is; a link is followed, nothing below it is read."""
+    prefix = os.path.realpath(node["environment"]["prefix"])
+    return {"prefix_filesystem": mounts.filesystem_of(prefix)}
+
+
+def export_facts(table: str = "/var/lib/nfs/etab") -> list[Found]:
+    """What this node exports by NFS, and to whom, as the kernel was told; [] where it serves nothing."""
+    try:
+        text = Path(table).read_text()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in text.splitlines():
+        path, _, clients = line.partition("\t")
+        for match in re.finditer(r"(\S+?)\(([^)]*)\)", clients):
+            found.append({"path": path, "client": match[1], "options": match[2].split(",")})
+    return found
+
+
+def file_facts(node: Found, rays: Found) -> Found:
+    """What Ray's sessions and logs take."""
+    if "problem" in rays:  # a session that lives must not be called over
+        return {"problem": f"which session lives is not known: {rays['problem']}"}
+    ours = rays.get("ours") or []
+    return inspect_files.ray_files(node["temp_dir"], node["root"], ours[0]["session_dir"] if ours else None)
+
+
+def token_facts(path: str | None) -> Found:
+    """By what the tokens of nodes can be compared, and nobody can connect."""
+    if path is None:
+        return {"digest": None}
+    return {"digest": hashlib.sha256(Path(path).read_bytes().strip()).hexdigest()[:_DIGEST_DIGITS]}
 
 
 def _why_no_plan(path: str) -> str:
@@ -113,13 +171,20 @@ def ray_facts(temp_dir: str | None, root: str) -> Found:
             for one in inspect_processes.leftovers(again, inspect_processes.living_rays(again), root)
         }
         left = [one for one in left if one["pid"] in still and again[one["pid"]] == every[one["pid"]]]
-    ours = [ray for ray in living if ray.temp_dir == temp_dir and temp_dir is not None]
+    ours = [ray for ray in living if _is_ours(ray, temp_dir, root)]
     return {
         "ours": [_our_raylet(ray) for ray in ours],
         "others": [_other_ray(ray, every) for ray in living if ray not in ours],
         "leftovers": left,
         "system_tmp": os.environ.get("TMPDIR") or "/tmp",
     }
+
+
+def _is_ours(ray: Ray, temp_dir: str | None, root: str) -> bool:
+    """By the plan's temp dir; where the plan is gone, by what it was started with."""
+    if temp_dir is not None:
+        return ray.temp_dir == temp_dir
+    return (ray.environ or {}).get("RAYTOOLS_ROOT") == root and ray.run_id is None
 
 
 def _our_raylet(ray: Ray) -> Found:
@@ -133,6 +198,7 @@ def _our_raylet(ray: Ray) -> Found:
         "environ": _visible(ray.environ) if ray.environ is not None else None,
         "signals_ignored": inspect_processes.parse_signals(status, "SigIgn"),
         "nofile": inspect_processes.parse_open_files(limits),
+        "processes_max": _processes_max(pid, limits, ray.raylet.uid),
         "interpreter": command[0] if command else None,
         "program_replaced": _replaced(pid),
         "cpus_allowed": _cpus_allowed(status),
@@ -141,6 +207,16 @@ def _our_raylet(ray: Ray) -> Found:
         "resources": dict(zip(resources[::2], resources[1::2], strict=False)),
         "session_dir": ray.session_dir,
     }
+
+
+def _processes_max(pid: int, limits: str, uid: int) -> int | None:
+    """How many processes and threads it may have, by its limits and all groups above; None: no limit."""
+    of_user = inspect_processes.parse_processes(limits) if uid != 0 else None  # root is exempt
+    groups = cgroup_tree.locate(
+        read_text("/proc/self/mountinfo") or "", read_text(f"/proc/{pid}/cgroup") or ""
+    )
+    of_groups = facts_cgroup.pids_limit(groups)
+    return min((one for one in (of_user, of_groups) if one is not None), default=None)
 
 
 def _visible(variables: Mapping[str, str]) -> dict[str, str]:

@@ -237,6 +237,12 @@ def parse_open_files(limits: str) -> dict[str, int | None] | None:
     return {"soft": soft, "hard": hard}
 
 
+def parse_processes(limits: str) -> int | None:
+    """Soft limit of processes and threads of a `/proc/<pid>/limits`; None = unlimited."""
+    match = re.search(r"^Max processes\s+(\d+)", limits, re.MULTILINE)
+    return int(match[1]) if match else None
+
+
 def user_name(uid: int) -> str:
     """A user's name, or `uid N` where there is none."""
     try:

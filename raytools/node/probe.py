@@ -11,7 +11,6 @@ import json
 import os
 import pwd
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -19,15 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from raytools.errors import EnvironmentBuildError, RaytoolsError
-from raytools.node import environment, facts, inspect_processes, locks, mounts, ray_ports, stamp, toolkit
+from raytools.node import (
+    environment,
+    facts,
+    inspect_processes,
+    locks,
+    mounts,
+    ray_ports,
+    stamp,
+    systemd_unit,
+    toolkit,
+)
 from raytools.node.manifest import read_environment
 from raytools.node.ray_temp_dir import temp_dir_of
 
 SCHEMA = "raytools.state/1"
 DIGEST_VARIABLE = "RAYTOOLS_RAY_DIGEST"
 """In the Ray unit's environment: names what it was started with."""
-_SYSTEMCTL_WAIT_S = 10.0
-_UNIT_PROPERTIES = ("ActiveState", "SubState", "UnitFileState", "MainPID", "NRestarts", "Result")
 
 
 def probe(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,26 +131,12 @@ def _versions(prefix: Path) -> dict[str, str | None]:
 
 
 def _unit(name: str) -> dict[str, Any] | None:
-    """The Ray unit as systemd sees it; None where systemd is not PID 1."""
-    if not Path("/run/systemd/system").is_dir():
-        return None
-    command = ["systemctl", "show", name, "--property", ",".join(_UNIT_PROPERTIES)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SYSTEMCTL_WAIT_S, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        return {"problem": f"systemctl does not answer ({error})"}
-    shown = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    pid = int(shown.get("MainPID") or 0)
-    variables = inspect_processes.environ(pid) if pid else None
-    return {
-        "active": shown.get("ActiveState"),
-        "sub": shown.get("SubState"),
-        "enabled": shown.get("UnitFileState") == "enabled",
-        "main_pid": pid or None,
-        "restarts": int(shown.get("NRestarts") or 0),
-        "result": shown.get("Result"),
-        "digest": (variables or {}).get(DIGEST_VARIABLE),
-    }
+    """The Ray unit as systemd sees it, and what its process was started with; None without systemd."""
+    seen = systemd_unit.look(name)
+    if not seen or "problem" in seen:
+        return seen
+    variables = inspect_processes.environ(seen["main_pid"]) if seen["main_pid"] else None
+    return {**seen, "digest": (variables or {}).get(DIGEST_VARIABLE)}
 
 
 def _own_pids(root: Path, unit_name: str, every: Mapping[int, inspect_processes.Process]) -> set[int]:

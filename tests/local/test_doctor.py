@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -192,6 +193,20 @@ def test_junit_is_written_beside_the_json(cluster: Cluster) -> None:
 # --- faults --------------------------------------------------------------------------------------
 
 
+def test_a_bundle_has_what_is_known_and_the_logs_and_not_the_token(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.doctor("--bundle", str(tmp_path / "report.tar.gz"))
+    with tarfile.open(tmp_path / "report.tar.gz") as archive:
+        texts = {one.name: archive.extractfile(one).read().decode() for one in archive.getmembers()}  # type: ignore[union-attr]
+    (name,) = {one.split("/")[2] for one in texts if "/nodes/" in one}
+    assert {"doctor.txt", "doctor.json", "cluster.yaml", f"nodes/{name}/session/raylet.out"} <= {
+        one.removeprefix("raytools-doctor/") for one in texts
+    }
+    token = (cluster.root / "token").read_text().strip()
+    assert len(token) > 16
+    assert [one for one, text in texts.items() if token in text] == []
+    assert "Ray runtime started" in texts[f"raytools-doctor/nodes/{name}/root/ray.log"]
+
+
 @contextlib.contextmanager
 def changed_mode(path: Path, mode: int) -> Iterator[None]:
     before = path.stat().st_mode
@@ -281,7 +296,7 @@ def test_shared_memory_that_is_too_small_is_found(cluster: Cluster) -> None:
 def test_a_flag_that_has_not_reached_ray_is_found(cluster: Cluster) -> None:
     ray = {**cluster.config["ray"], "env": {"RAY_task_oom_retries": "7"}}
     with changed_config(cluster, ray=ray):
-        assert "declared 7, in raylet" in cluster.findings("RT702")[0]["message"]
+        assert "declared 7, in the raylet" in cluster.findings("RT702")[0]["message"]
         assert "ray.env.RAY_task_oom_retries: 0 -> 7" in cluster.findings("RT002")[0]["message"]
 
 
@@ -299,6 +314,24 @@ def test_what_an_older_session_has_left_is_found_and_the_fix_removes_it(cluster:
         os.kill(orphan.pid, signal.SIGTERM)
         orphan.wait(5)
     assert not [f for f in cluster.findings("RT801") if str(orphan.pid) in f["fix"].split()]
+
+
+def test_what_an_older_session_has_left_is_ended_by_fix_and_nothing_else(cluster: Cluster) -> None:
+    variables = {"RAYTOOLS_RAY_SESSION": "0123456789abcdef", "RAYTOOLS_ROOT": str(cluster.root)}
+    ours = subprocess.Popen(["sleep", "300"], env={**os.environ, **variables}, start_new_session=True)
+    elsewhere = {**variables, "RAYTOOLS_ROOT": f"{cluster.root}-other"}
+    theirs = subprocess.Popen(["sleep", "300"], env={**os.environ, **elsewhere}, start_new_session=True)
+    try:
+        found = cluster.doctor("--fix", "--yes")
+        assert ours.wait(10) == -signal.SIGTERM
+        assert theirs.poll() is None
+        named = [f["fix"].split() for f in found["findings"] if f["code"] == "RT801"]
+        assert not [words for words in named if str(ours.pid) in words]
+        assert [words for words in named if str(theirs.pid) in words]
+    finally:
+        for process in (ours, theirs):
+            process.kill()
+            process.wait(5)
 
 
 def test_a_killed_runs_remains_are_found(cluster: Cluster) -> None:

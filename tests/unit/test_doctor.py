@@ -157,18 +157,6 @@ def test_junit_has_a_case_per_node_and_fails_from_the_threshold_on() -> None:
     assert ElementTree.fromstring(to_junit(report, "warning")).get("failures") == "2"
 
 
-def test_the_text_gives_message_fix_and_summary() -> None:
-    text = to_text(report_of(always("RT101", "error")), 1.25, width=100)
-    assert "error   RT101 n1: error of RT101\n        -> do this" in text
-    assert "1 checks on 2 nodes in 1.2 s (level cluster): 1 failed" in text
-
-
-def test_a_long_command_is_not_broken_within_a_word() -> None:
-    fix = "chmod 0600 /opt/raytools/" + "x" * 90
-    check = Check("RT901", "t", "hosts", lambda n, g: [Finding("RT901", "error", n.name, "m", fix)])
-    assert "/opt/raytools/" + "x" * 90 in to_text(report_of(check), 1.0, width=80)
-
-
 # --- the page and the command --------------------------------------------------------------------
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
+import psutil
 import pytest
 
 from raytools.node import inspect_processes
-from raytools.node.inspect_processes import Process, leftovers, living_rays
+from raytools.node.inspect_processes import Process, leftovers, living_rays, parse_processes
 
 SESSION = "/tmp/ray-of-alice/session_1"
 GCS = "--gcs-address=192.0.2.12:7001"
@@ -96,3 +100,17 @@ def test_a_function_of_a_run_whose_supervisor_and_ray_are_gone_is_left_over(
 
 def test_the_module_reads_this_machine() -> None:
     assert inspect_processes.processes()
+
+
+def test_the_limit_of_processes_of_a_process_is_its_soft_one() -> None:
+    with subprocess.Popen(["sleep", "600"]) as child:
+        _, hard = psutil.Process(child.pid).rlimit(psutil.RLIMIT_NPROC)
+        psutil.Process(child.pid).rlimit(psutil.RLIMIT_NPROC, (21, hard))
+        limits = Path(f"/proc/{child.pid}/limits").read_text()
+        child.kill()
+    assert parse_processes(limits) == 21
+    assert (
+        parse_processes("Max processes             unlimited            unlimited            processes")
+        is None
+    )
+    assert parse_processes("") is None

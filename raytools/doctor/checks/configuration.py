@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raytools.doctor.model import PROVISION, Finding, Gathered, NodeReport, Skipped
+from raytools.doctor.model import PROVISION, CheckResult, Finding, Gathered, NodeReport, Skipped
 
 _LOCK_AGAIN = "raytools env lock"
 _SHOWN = 6
@@ -34,6 +34,20 @@ def consistent(cluster: Gathered) -> Iterator[Finding]:
     elif lock.misfits:
         message = f"the lock is older than what is declared: {'; '.join(lock.misfits)}"
         yield Finding("RT001", "error", None, message, f"{_LOCK_AGAIN} && {PROVISION}")
+
+
+def waivers_are_used(
+    cluster: Gathered, results: Sequence[CheckResult], findings: Sequence[Finding]
+) -> Iterator[Finding]:
+    """RT003: each waiver still has something to accept. Of checks that were not made, nothing is said."""
+    judged = {result.code for result in results if result.status not in ("skip", "crash")}
+    partly = {result.code for result in results if result.skipped}  # on some node it could not be made
+    used = {finding.code for finding in findings if finding.waived is not None}
+    for waiver in cluster.config.doctor.waive:
+        if waiver.code in judged - partly - used:
+            message = f"doctor.waive: {waiver.code} is accepted ({waiver.reason}), and nothing of it is found"
+            fix = f"Remove the waiver of {waiver.code} from cluster.yaml"
+            yield Finding("RT003", "warning", None, message, fix)
 
 
 def plan_is_current(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:

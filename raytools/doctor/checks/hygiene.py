@@ -34,9 +34,9 @@ def open_files(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
     facts = node.need_facts()
     ours = ((node.inspection or {}).get("rays") or {}).get("ours") or []
     if ours and ours[0]["nofile"] is not None:
-        whose, files = f"raylet {ours[0]['pid']}", ours[0]["nofile"]["soft"]
+        whose, files = "the raylet", ours[0]["nofile"]["soft"]
     elif ours:
-        raise Skipped(f"the limits of raylet {ours[0]['pid']} ({ours[0]['user']}) may not be read")
+        raise Skipped(f"the limits of {ours[0]['user']}'s raylet may not be read")
     else:
         whose, files = f"user {facts['user']['name']} (hard limit)", facts["limits"]["nofile_hard"]
     if files is None or files >= _WARNING_FILES:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from typing import Any
 
 from raytools.doctor.checks.cpu import logical_count
 from raytools.doctor.model import PROVISION, Finding, Gathered, NodeReport, Skipped
+from raytools.plan import MEMORY_TOLERANCE
+from raytools.ray_flags import THRESHOLD
 from raytools.units import format_size
 
-# MemTotal differs by some MiB between kernels and boots of one machine
-PHYSICAL_TOLERANCE = 0.01
 # Ray keeps memory in units of its own and may round
 LOGICAL_TOLERANCE_BYTES = 1024
+# Slots are rounded down to 256 MiB: MemTotal of two like machines may lie on two sides of a step
+ALIKE_SHARE = 0.02
+MONITOR_INTERVAL = "RAY_memory_monitor_refresh_ms"
+_RAYS_THRESHOLD = "0.95"
+ALIKE_BYTES = 512 * 2**20
 
 
 def amounts(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
@@ -38,8 +44,8 @@ def amounts(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
     elif logical is not None and logical + store > physical:
         message = f"{said}. With the object store of {format_size(store)} Ray promises more than there is"
         yield Finding("RT201", "error", node.name, message, PROVISION, **values)
-    elif abs(before - physical) > before * PHYSICAL_TOLERANCE:
-        was = f"The node had {format_size(before)} when it was set up (tolerance {PHYSICAL_TOLERANCE:.0%})"
+    elif abs(before - physical) > before * MEMORY_TOLERANCE:
+        was = f"The node had {format_size(before)} when it was set up (tolerance {MEMORY_TOLERANCE:.0%})"
         fix = f"Restore the memory, or: {PROVISION}"
         yield Finding("RT201", "error", node.name, f"{said}. {was}", fix, **values)
 
@@ -92,3 +98,69 @@ def no_swap(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
         )
         fix = "swapoff -a, and remove the swap line from /etc/fstab"
         yield Finding("RT203", "warning", node.name, message, fix, declared=0, physical=swap)
+
+
+def alike(cluster: Gathered) -> Iterator[Finding]:
+    """RT204: machines that are alike, and for which the same is declared, advertise the same to Ray (2 %)."""
+    groups: dict[tuple[Any, ...], dict[str, float]] = {}
+    for node in cluster.nodes:
+        logical = logical_count(cluster.logical(node), "memory")
+        if node.facts is None or logical is None or not node.facts["memory"]["total_bytes"]:
+            continue
+        total = round(node.facts["memory"]["total_bytes"] / 2**30)
+        kind = (node.facts["cpu"]["usable"], total, node.config.nodes, node.config.slots)
+        groups.setdefault(kind, {})[node.name] = logical
+    if not any(len(group) > 1 for group in groups.values()):
+        raise Skipped("no two machines are alike")
+    for group in groups.values():
+        usual = statistics.median_low(group.values())
+        for name, found in group.items():
+            if abs(found - usual) <= max(ALIKE_SHARE * usual, ALIKE_BYTES):
+                continue
+            message = (
+                f"Ray has {format_size(found)} of memory here, {format_size(usual)} on most machines like "
+                "it: runs find other limits"
+            )
+            yield Finding("RT204", "warning", name, message, PROVISION, declared=usual, logical=found)
+
+
+def monitor(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
+    """RT205: Ray's own monitor, which kills by node, stays out of it as long as runs keep their limits."""
+    del cluster
+    variables = node.need_raylet()["environ"]
+    if variables is None:
+        raise Skipped("the raylet's environment may not be read")
+    plan = node.need_installed()
+    physical = plan["physical"]["memory_bytes"]  # that it has become less is RT201's
+    if variables.get(MONITOR_INTERVAL) == "0":
+        return  # it is off
+    try:
+        threshold = float(variables.get(THRESHOLD, _RAYS_THRESHOLD))
+    except ValueError:
+        threshold = float(_RAYS_THRESHOLD)
+    promised = sum(slot["memory_bytes"] for slot in plan["slots"]) + plan["logical"]["object_store_memory"]
+    if promised > threshold * physical:
+        message = (
+            f"Ray kills tasks above {threshold:.0%} of the memory ({format_size(threshold * physical)}); "
+            f"slots and object store are promised {format_size(promised)}: it may kill a run within its limit"
+        )
+        fix = f"Remove {THRESHOLD} from ray.env, or raise nodes.system_reserved.memory; then: {PROVISION}"
+        values = {"declared": promised, "physical": physical, "logical": threshold}
+        yield Finding("RT205", "warning", node.name, message, fix, **values)
+
+
+def adds_up(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
+    """RT206: what slots are promised, the object store and what is set aside fit into the node."""
+    del cluster
+    plan = node.need_installed()
+    physical = plan["physical"]["memory_bytes"]  # that it has become less is RT201's
+    slots = sum(slot["memory_bytes"] for slot in plan["slots"])
+    store, reserved = plan["logical"]["object_store_memory"], node.config.nodes.system_reserved.memory
+    if slots + store + reserved > physical * (1 + MEMORY_TOLERANCE):
+        message = (
+            f"{len(plan['slots'])} slots {format_size(slots)} + object store {format_size(store)} + "
+            f"reserved {format_size(reserved)} = {format_size(slots + store + reserved)}, "
+            f"the node had {format_size(physical)} when it was set up"
+        )
+        values = {"declared": slots + store + reserved, "physical": physical}
+        yield Finding("RT206", "error", node.name, message, PROVISION, **values)

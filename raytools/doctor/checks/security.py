@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -108,3 +109,84 @@ def _ray_user(node: NodeReport) -> str:
     planned = ((node.inspection or {}).get("node") or {}).get("user")
     ours = ((node.inspection or {}).get("rays") or {}).get("ours") or []
     return str(planned or (ours[0]["user"] if ours else node.need("paths")["root"]["user"]))
+
+
+def exports(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
+    """RT903: what the server exports of the storage goes to the nodes alone, and root is nobody there."""
+    storage = node.need_installed()["storage"]
+    if not storage.get("serves"):
+        raise Skipped("it serves no storage")
+    members = {plan["address"] for one in cluster.nodes if (plan := one.installed or one.plan)}
+    for one in node.need("exports"):
+        if not f"{storage['export']}/".startswith(one["path"].rstrip("/") + "/"):
+            continue
+        if one["client"].strip("[]") not in members:
+            message = f"{one['path']} is exported to {one['client']}, which is no node of this cluster"
+            fix = f"Remove it from /etc/exports or /etc/exports.d on {node.name}, then: exportfs -ra"
+            values = {"declared": sorted(members), "physical": one["client"]}
+            yield Finding("RT903", "error", node.name, message, fix, **values)
+        elif "no_root_squash" in one["options"]:
+            message = f"{one['path']}: {one['client']} may be root there (no_root_squash)"
+            fix = "ansible-playbook playbooks/storage.yml"
+            yield Finding("RT903", "error", node.name, message, fix, declared="root_squash")
+
+
+def host_keys(cluster: Gathered) -> Iterator[Finding]:
+    """RT904: ssh compares the nodes' host keys, also where Ansible calls it."""
+    for node in cluster.nodes:
+        for variable, value in node.ssh_arguments.items():
+            if not _skips_host_keys(value):
+                continue
+            message = (
+                f"{variable} switches off the checking of the host key ({value}): whoever answers at the "
+                "node's address gets its token and runs as it"
+            )
+            fix = f"Remove it from the inventory; learn the key once: ssh-keyscan {node.address or node.name}"
+            yield Finding("RT904", "warning", node.name, message, fix, physical=value)
+    if cluster.ansible_checks_host_keys is False:
+        message = "Ansible is told not to check host keys (ANSIBLE_HOST_KEY_CHECKING)"
+        yield Finding("RT904", "warning", None, message, "Unset it; raytools itself checks them always")
+
+
+def _skips_host_keys(value: str) -> bool:
+    lowered = re.sub(r"[\s=\"']", "", value.lower())
+    off = any(f"stricthostkeychecking{word}" in lowered for word in ("no", "off", "accept-new"))
+    return off or "userknownhostsfile/dev/null" in lowered or lowered == "false"
+
+
+def same_token(cluster: Gathered) -> Iterator[Finding]:
+    """RT905: all nodes have the token of the head, or of the first node whose token may be read."""
+    digests = {
+        node.name: found["digest"]
+        for node in cluster.nodes
+        if (found := (node.inspection or {}).get("token")) and found.get("digest")
+    }
+    if len(digests) < 2:
+        raise Skipped("there are no two tokens that may be read")
+    first, expected = next(iter(digests.items()))
+    for name, found in digests.items():
+        if found != expected:
+            message = f"Ray's token is not that of {first} (sha256 begins with {found}, not {expected})"
+            fix = f"ansible-playbook playbooks/ray.yml, or copy it from {first}"
+            yield Finding("RT905", "error", name, message, fix, declared=expected, physical=found)
+
+
+def closed(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
+    """RT906: who is no node reaches Ray by no address that is not the cluster's own."""
+    del cluster
+    plan = node.need_installed()
+    if node.outside is None:
+        raise Skipped("it was not tried, or the controller is this node")
+    if not node.outside:
+        raise Skipped("there is no other address, and nothing that is for the node alone")
+    open_ports: dict[str, list[str]] = {}
+    for one in node.outside:
+        if one["problem"] is None:
+            open_ports.setdefault(one["address"], []).append(f"{one['port']} ({one['name']})")
+    for address, ports in open_ports.items():
+        message = (
+            f"the controller, which is no node, reaches Ray at {address}, port {', '.join(ports)}; nodes use "
+            f"{plan['address']}: only the token keeps strangers out"
+        )
+        fix = f"Close these ports of {address} for all but the nodes (firewall, security group)"
+        yield Finding("RT906", "warning", node.name, message, fix, declared="closed", physical=ports)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raytools.doctor.model import Finding, Gathered, NodeReport, Severity
+from raytools.doctor.model import Finding, Gathered, NodeReport, Severity, Skipped
 from raytools.units import format_size
 
 # an environment with its archive takes 3 GiB; Ray stops spilling to a disk that is 95 % full
@@ -15,6 +15,7 @@ _WARNING_BYTES = 5 * 2**30
 _WARNING_SHARE = 0.05
 _WARNING_INODES = 100_000
 _ERROR_INODES = 10_000
+_NETWORK_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "9p", "fuse.sshfs", "fuse.glusterfs", "ceph", "lustre")
 
 
 def space(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
@@ -78,6 +79,8 @@ def _bytes(node: NodeReport, disk: Mapping[str, Any], least_bytes: int) -> Itera
         yield Finding("RT501", "error", node.name, message, f"Free space at {disk['path']}", **values)
     elif available < _WARNING_BYTES or available < total * _WARNING_SHARE:
         message = f"{said}. Ray does not spill objects to a disk that is 95 % full"
+        if available >= total * _WARNING_SHARE:
+            message = f"{said}, less than {format_size(_WARNING_BYTES)}: another environment may not fit"
         yield Finding("RT501", "warning", node.name, message, f"Free space at {disk['path']}", **values)
 
 
@@ -89,3 +92,28 @@ def _inodes(node: NodeReport, disk: Mapping[str, Any]) -> Iterator[Finding]:
     severity: Severity = "error" if inodes < _ERROR_INODES else "warning"
     fix = f"Delete small files on the file system of {disk['path']} (df -i)"
     yield Finding("RT501", severity, node.name, message, fix, declared=_WARNING_INODES, physical=inodes)
+
+
+def local_environment(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
+    """RT503: the environment is on a disk of the node's own."""
+    del cluster
+    prefix = node.need_installed()["environment"]["prefix"]
+    found = node.need("places")["prefix_filesystem"]
+    if found in _NETWORK_FILESYSTEMS:
+        message = (
+            f"the environment {prefix} is on {found}: each import goes over the network, and waits with it"
+        )
+        fix = "Set raytools_root to a local disk, or use a local copy of the environment"
+        yield Finding("RT503", "warning", node.name, message, fix, declared="a local disk", physical=found)
+
+
+def is_shared(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
+    """RT504: what Ray's user writes on each node, it reads on all."""
+    del cluster
+    if node.need_installed()["storage"]["type"] == "local":
+        raise Skipped("the storage is each node's own")
+    if node.shared is None:
+        raise Skipped("it was not tried")
+    if node.shared:
+        fix = "Compare mounts and uids; what raytools serves: ansible-playbook playbooks/storage.yml"
+        yield Finding("RT504", "error", node.name, f"storage: {node.shared}", fix)
