@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "env": ("raytools.cli.env", "Lock, build and verify the environment."),
     "doctor": ("raytools.cli.doctor", "Prove that every node is what it claims to be."),
     "smoke": ("raytools.cli.smoke", "Run a real workload on every node and judge it."),
+    "results": ("raytools.cli.results", "List, show, compare and export what smokes found."),
     "run": ("raytools.node.run", "Run a command in a slot, under limits, with a record."),
     "slots": ("raytools.cli.slots", "Show the slots of this node and who holds them."),
     "grant": ("raytools.cli.grant", "Allow a user to run under limits (as root)."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from raytools.smoke import SmokeResult
 from raytools.units import format_duration, format_size
-from raytools.workloads.base import run_name
+from raytools.workloads.base import entry_of, run_name
 
 _PLAIN_EVERY_S = 5.0  # between two details of one run where no terminal can be redrawn
 _LOG_LINES = 40
+_SHOWN_ROWS = 60  # of a metric that is a table
 
 
 class Named(Protocol):
@@ -50,6 +50,7 @@ class Progress:
         self._runs: dict[str, _RunState] = {}
         self._log: deque[str] = deque(maxlen=_LOG_LINES)
         self._traces: list[str] = []
+        self._kept = ""
         self._live = Live(
             get_renderable=self._draw, console=self._console, refresh_per_second=4, transient=True
         )
@@ -66,6 +67,8 @@ class Progress:
             self._live.stop()
         if kind is KeyboardInterrupt:
             self._console.print("Cancelled: the runs were ended.", markup=False)
+        if self._kept:
+            self._console.print(self._kept, markup=False, highlight=False, soft_wrap=True)
         failed = [run for run in self._runs.values() if run.state not in ("ok", "starting", "running")]
         for line in self._traces or (list(self._log) if failed else []):
             self._console.print(Text(line, style="dim"))
@@ -76,6 +79,13 @@ class Progress:
         if kind == "nodes":
             self._runs = {node["run"]: _RunState(node["run"]) for node in event["nodes"]}
             self._say(f"{self._workload}: one run on each of {', '.join(self._runs)}")
+        elif kind == "entries":
+            self._workload = event["workload"]
+            self._runs = {entry: _RunState(entry) for entry in event["entries"]}
+            self._say(f"{self._workload}: {len(self._runs)} entries: {', '.join(self._runs)}")
+        elif kind == "again":
+            self._runs[event["run"]] = _RunState(event["run"])
+            self._say(f"{event['lost']} was lost; it is done once more: {event['run']}")
         elif kind == "waiting":
             for waiting in event["runs"]:
                 self._change(waiting, "waiting", "the slot is taken; see: raytools slots")
@@ -83,6 +93,13 @@ class Progress:
             self._log.append(event["line"])
         elif kind == "trace":
             self._traces.append(event["text"])
+        elif kind == "kept":
+            had = f"{event['finished']} of {event['asked']} {event['what']} had finished"
+            self._kept = f"{had}: raytools results show {event['id']}"
+            if event["what"] == "entries":
+                self._kept += f"\nThe rest: raytools smoke --resume {event['id']}"
+        elif kind == "not_kept":
+            self._kept = event["why"]
         elif kind in ("started", "progress", "finished") and name in self._runs:
             state = event["outcome"] if kind == "finished" else "running"
             self._change(name, state, event.get("line"), always=event.get("step", True))
@@ -115,30 +132,85 @@ class Progress:
         return Group(title, table if self._runs else Text("preparing"))
 
 
-def print_result(result: SmokeResult, workload: Named) -> None:
-    """Tables of metrics, the table by node, and the verdict with its reasons, on standard output."""
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
-    document = result.document
-    for run in document["runs"][:1]:  # the nodes' own tables are in the results directory
+def print_result(document: Mapping[str, Any], workload: Named) -> None:
+    """Tables of metrics, by node and between nodes, and the verdict with its reasons, on standard output."""
+    console = output()
+    entries = [run for run in document["runs"] if entry_of(run["record"])]
+    # entries are different work; what slots did is alike, and the other nodes' tables are in the results
+    for run in entries or document["runs"][:1]:
         for name in workload.shown_tables:
             if rows := run["metrics"].get(name):
-                console.print(_rows_table(f"{name} on {run_name(run['record'])}", rows))
-    console.print(_nodes_table(document["runs"], workload.shown_metrics))
+                where = run_name(run["record"])
+                console.print(_rows_table(f"{where}: {name}" if entries else f"{name} on {where}", rows))
+    if entries:
+        console.print(_entries_table(entries, workload.shown_metrics))
+    else:
+        console.print(_nodes_table(document["runs"], workload.shown_metrics))
+    for part in _equality(document.get("equality") or {}):
+        console.print(part)
     if document["spread"]["cv"] is not None:
         console.print(f"Spread of {document['spread']['metric']}: {document['spread']['cv']:.1%}")
     passed = document["verdict"] == "pass"
     console.print(Text(document["verdict"].upper(), style="bold green" if passed else "bold red"))
     for reason in document["reasons"]:
         console.print(f"  - {reason}", soft_wrap=True)
-    console.print(f"Records: {result.directory}", soft_wrap=True)
+    if document.get("directory"):
+        console.print(f"Records: {document['directory']}", soft_wrap=True)
+
+
+def output() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for a table in a file."""
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
+
+
+def _equality(equality: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """The nodes beside each other, where there are several or a baseline, and what was left out."""
+    nodes, baseline = equality.get("nodes") or {}, equality.get("baseline")
+    left_out = equality.get("left_out") or []
+    if len(nodes) > 1 or (nodes and baseline):
+        yield _equality_table(equality, nodes, baseline)
+    several = len({*nodes, *(run["node"] for run in left_out)}) > 1
+    if several and left_out and (nodes or any(run["why"] == "tainted" for run in left_out)):
+        named = ", ".join(f"{run['run']} ({run['why']})" for run in left_out)
+        yield Text(f"Not compared: {named}")
+
+
+def _equality_table(
+    equality: Mapping[str, Any], nodes: Mapping[str, Any], baseline: Mapping[str, Any] | None
+) -> Table:
+    table = Table(title="medians by node, and how much slower than others", title_justify="left")
+    table.add_column("node")
+    for metric in equality["metrics"]:
+        table.add_column(metric, justify="right", no_wrap=True)
+        table.add_column("than peers", justify="right")
+        if baseline:
+            table.add_column("than baseline", justify="right")
+    models = {node["cpu_model"] for node in nodes.values()}
+    if len(models) > 1:
+        table.add_column("CPU model")
+    for name, node in nodes.items():
+        cells = [name]
+        for metric, figure in node["metrics"].items():
+            cells += [cell(figure["median"]), _signed(figure["slower"])]
+            if baseline:
+                cells.append(_signed((baseline["nodes"].get(name) or {}).get(metric, {}).get("slower")))
+        table.add_row(*cells, *([str(node["cpu_model"])] if len(models) > 1 else []))
+    return table
+
+
+def _signed(share: float | None) -> str:
+    """How much slower; what is faster has a minus."""
+    return "-" if share is None else f"{100 * share:+.1f} %"
 
 
 def _rows_table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
     for column, value in rows[0].items():
         table.add_column(column, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*(Text(_cell(row.get(column))) for column in rows[0]))
+    for row in rows[:_SHOWN_ROWS]:
+        table.add_row(*(Text(cell(row.get(column), column)) for column in rows[0]))
+    if len(rows) > _SHOWN_ROWS:
+        table.caption = f"and {len(rows) - _SHOWN_ROWS} more, which --json has"
     return table
 
 
@@ -152,11 +224,25 @@ def _nodes_table(runs: list[dict[str, Any]], shown_metrics: tuple[str, ...]) -> 
         table.add_row(
             run_name(record),
             record["outcome"],
-            *(_cell(metrics.get(name)) for name in shown_metrics),
+            *(cell(metrics.get(name), name) for name in shown_metrics),
             _or_unknown(used["wall_s"], format_duration),
             f"{_or_unknown(used['memory_peak_bytes'], format_size)}"
             f" of {_or_unknown(limits['memory_bytes'], format_size)}",
             f"{_cpus_used(used)} of {_or_unknown(limits['cpus'], str)}",
+        )
+    return table
+
+
+def _entries_table(runs: list[dict[str, Any]], shown_metrics: tuple[str, ...]) -> Table:
+    table = Table(title="by entry", title_justify="left")
+    for column in ("entry", "outcome", *shown_metrics, "wall"):
+        table.add_column(column, justify="left" if column in ("entry", "outcome") else "right", no_wrap=True)
+    for run in runs:
+        table.add_row(
+            run_name(run["record"]),
+            run["record"]["outcome"],
+            *(cell(run["metrics"].get(name), name) for name in shown_metrics),
+            _or_unknown(run["record"]["used"]["wall_s"], format_duration),
         )
     return table
 
@@ -168,9 +254,12 @@ def _cpus_used(used: Mapping[str, Any]) -> str:
     return f"{used['cpu_s'] / used['wall_s']:.2f}"
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any, name: str = "") -> str:
+    """A value in a table; one whose name says that it is bytes, as people write them."""
     if value is None:
         return "unknown"
+    if isinstance(value, int | float) and name.endswith(("_bytes", "bytes_per_s")):
+        return format_size(value) + ("/s" if name.endswith("_per_s") else "")
     if isinstance(value, float):
         return f"{value:.4g}"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

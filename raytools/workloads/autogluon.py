@@ -6,13 +6,21 @@ Standard library only; what happens inside the slot is in `autogluon_fit`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from raytools.errors import RaytoolsError
-from raytools.workloads.base import Prepared, Reason, SlotContext, WorkloadRun, option, run_name
-from raytools.workloads.tables import fetch, find_dataset, read_own_table
+from raytools.units import format_duration
+from raytools.workloads.base import Prepared, Reason, SlotContext, Speed, WorkloadRun, option, run_name
+from raytools.workloads.tables import (
+    DATASETS,
+    fetch,
+    find_dataset,
+    read_own_parquet,
+    read_own_table,
+    score_band,
+)
 
 # Keys of AutoGluon 1.6's model registry and presets that a tabular benchmark asks for; checked on the
 # controller, which has no AutoGluon, so that a typing error does not cost a run.
@@ -22,9 +30,14 @@ FAMILIES = (
 )  # fmt: skip
 DEFAULT_DATASET = "diamonds"
 DEFAULT_FAMILIES = ("GBM", "RF", "XT")
+_OVERRUN_S, _OVERRUN_SHARE = 10.0, 0.2  # both have to be exceeded: AutoGluon judges by whole models
 PRESETS = (
     "medium", "good", "high", "best", "extreme", "high_v150", "best_v150", "medium_quality", "good_quality",
     "high_quality", "best_quality", "extreme_quality", "interpretable",
+)  # fmt: skip
+# Those with the default families or more among their own. `extreme` wants a GPU and rare packages.
+_GOOD_PRESETS = (
+    "medium", "good", "high", "best", "medium_quality", "good_quality", "high_quality", "best_quality",
 )  # fmt: skip
 
 
@@ -32,15 +45,20 @@ PRESETS = (
 class AutoGluonParameters:
     """What can be asked of the workload; names are the options of `raytools smoke`."""
 
-    dataset: str | None = option(None, "table to train on: diamonds or breast_cancer  [diamonds]")
+    dataset: str | None = option(None, f"table to train on: {', '.join(DATASETS)}  [{DEFAULT_DATASET}]")
     csv: str | None = option(None, "csv file of your own, instead of a dataset")
-    label: str | None = option(None, "column to predict (needed with csv)")
+    parquet: str | None = option(None, "Parquet file of your own, instead of a dataset")
+    label: str | None = option(None, "column to predict (needed with csv and parquet)")
     preset: str | None = option(None, "AutoGluon preset; chooses models and folds unless these are given")
     time_limit: float | None = option(120.0, "time AutoGluon may take for its fit", duration=True)
     models: tuple[str, ...] | None = option(None, "model families, comma-separated  [GBM,RF,XT]")
     folds: int | None = option(None, "folds of bagging, 0 for none  [2]")
+    stack_levels: int = option(0, "levels of stacking above the first; needs bagging")
+    dynamic_stacking: bool | None = option(
+        None, "try first, in a quarter of the time, whether stacking is worth it  [as the preset]"
+    )
     trees: int = option(100, "trees of each RF and XT forest (AutoGluon's own default is 300)")
-    seed: int = option(0, "seed of the split into training and test rows")
+    seed: int = option(0, "seed of the split into training and test rows, and of bagged models")
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -55,23 +73,31 @@ class AutoGluon:
     summary = "AutoGluon with bagging and a private Ray on a real table"
     scope: Literal["slot", "cluster"] = "slot"
     shown_tables = ("leaderboard",)
-    shown_metrics = ("score", "score_metric", "fit_s", "nodes_seen", "cpus_seen")
+    shown_metrics = (
+        "score",
+        "score_metric",
+        "fit_s",
+        "nodes_seen",
+        "cpus_seen",
+        "reload_same",
+        "clone_loaded_on",
+    )
+    speed = Speed("fit_s")
     Parameters = AutoGluonParameters
 
     def check(self, parameters: AutoGluonParameters) -> None:
         """Names, ranges, and the user's own table; see `Workload.check`."""
         _check(parameters)
-        if parameters.csv is not None:
-            read_own_table(Path(parameters.csv), str(parameters.label))
-        else:
+        if _read_own(parameters) is None:
             find_dataset(parameters.dataset or DEFAULT_DATASET)
 
     def prepare(self, parameters: AutoGluonParameters, cache_dir: Path) -> Prepared:
         """Gets the table, and puts the label's name in; see `Workload.prepare`."""
-        if parameters.csv is not None:
-            path = Path(parameters.csv)
-            own = dataclasses.replace(parameters, dataset=path.name, csv=None)
-            return Prepared(own, {"table": read_own_table(path, str(parameters.label))})
+        if (table := _read_own(parameters)) is not None:
+            name = Path(parameters.csv or parameters.parquet or "").name
+            name += " (own)" if name in DATASETS else ""  # it is not held against what ours gives
+            own = dataclasses.replace(parameters, dataset=name, csv=None, parquet=None)
+            return Prepared(own, {"table": table})
         name = parameters.dataset or DEFAULT_DATASET
         label = parameters.label or find_dataset(name).label
         content = fetch(name, cache_dir)
@@ -85,9 +111,17 @@ class AutoGluon:
 
         return train_and_score(parameters, context)
 
+    def look_again(self, _parameters: AutoGluonParameters, context: SlotContext) -> dict[str, Any]:
+        """Loads the clone of another run, on another node if there is one; see `base.second_look_of`."""
+        from raytools.workloads.autogluon_fit import look_at_a_clone
+
+        return look_at_a_clone(context)
+
     def judge(self, parameters: AutoGluonParameters, runs: Sequence[WorkloadRun]) -> list[Reason]:
-        """Skipped families, and anything that was seen or used beyond the slot; see `Workload.judge`."""
-        return [reason for run in runs if run.metrics for reason in _judge_one(parameters, run)]
+        """Skipped families, scores, what was saved, what was beyond the slot; see `Workload.judge`."""
+        trained = [run for run in runs if run.metrics]
+        reasons = [reason for run in trained for reason in _judge_one(parameters, run)]
+        return reasons + list(_judge_travel(trained))
 
     def time_s(self, parameters: AutoGluonParameters) -> float | None:
         """Time the run needs at most when AutoGluon keeps its limit; None leaves the node's default."""
@@ -113,12 +147,36 @@ def _check(parameters: AutoGluonParameters) -> None:
         raise RaytoolsError(f"time limit is {parameters.time_limit} s", expected="more than 0 s")
     if parameters.trees < 1:
         raise RaytoolsError(f"trees is {parameters.trees}", expected="at least 1")
-    if parameters.csv is not None and parameters.dataset is not None:
-        raise RaytoolsError("--csv and --dataset were both given", expected="one of them")
-    if parameters.csv is not None and not parameters.label:
+    if parameters.stack_levels < 0:
+        raise RaytoolsError(f"stack_levels is {parameters.stack_levels}", expected="0 (no stacking) or more")
+    if parameters.stack_levels and (parameters.folds == 0 or (parameters.preset and not parameters.folds)):
+        folds = "0" if parameters.folds == 0 else "left to the preset"
         raise RaytoolsError(
-            "--csv was given without --label", fix="Name the column to predict: --label COLUMN"
+            f"stack_levels is {parameters.stack_levels} and folds is {folds}",
+            expected="at least 2 folds: stacked models learn from predictions about rows that were held back",
+            fix="Give --folds N, or leave stacking to the preset, too",
         )
+    _check_sources(parameters)
+
+
+def _check_sources(parameters: AutoGluonParameters) -> None:
+    """One table, and of an own one the label."""
+    given = [name for name in ("csv", "parquet", "dataset") if getattr(parameters, name) is not None]
+    if len(given) > 1:
+        raise RaytoolsError(f"--{given[0]} and --{given[1]} were both given", expected="one of them")
+    if given and given[0] != "dataset" and not parameters.label:
+        raise RaytoolsError(
+            f"--{given[0]} was given without --label", fix="Name the column to predict: --label COLUMN"
+        )
+
+
+def _read_own(parameters: AutoGluonParameters) -> bytes | None:
+    """The user's own table, checked; None where a dataset was named or nothing."""
+    if parameters.csv is not None:
+        return read_own_table(Path(parameters.csv), str(parameters.label))
+    if parameters.parquet is not None:
+        return read_own_parquet(Path(parameters.parquet), str(parameters.label))
+    return None
 
 
 def _check_label(dataset: str, content: bytes | None, label: str) -> None:
@@ -140,6 +198,9 @@ def _judge_one(parameters: AutoGluonParameters, run: WorkloadRun) -> Iterator[Re
         yield Reason(f"{where}: AutoGluon skipped {skipped['family']}: {skipped['reason']}", fails=asked)
     if metrics["score"] is None:
         yield Reason(f"{where}: AutoGluon trained no model")
+    yield from _judge_score(parameters, metrics, where)
+    yield from _judge_overrun(parameters, metrics, where)
+    yield from _judge_saved(metrics, where)
     if metrics["nodes_seen"] != 1:
         yield Reason(
             f"{where}: AutoGluon's Ray saw {metrics['nodes_seen']} nodes, expected its own slot alone"
@@ -155,3 +216,69 @@ def _judge_one(parameters: AutoGluonParameters, run: WorkloadRun) -> Iterator[Re
         average = used["cpu_s"] / used["wall_s"]
         if average > promised * 1.05:
             yield Reason(f"{where}: {average:.2f} CPUs were used on average, the slot has {promised}")
+
+
+def _judge_score(parameters: AutoGluonParameters, metrics: Mapping[str, Any], where: str) -> Iterator[Reason]:
+    """The score against what others have had of the same table, where no less was asked than there."""
+    band = score_band(str(parameters.dataset), str(parameters.label))
+    if band is None or metrics["score"] is None or not _is_as_good_as_default(parameters):
+        return
+    score, low, high = metrics["score"], *band
+    named = f"{where}: the {metrics['score_metric']} of {parameters.dataset} is {score:.4g}"
+    if score < low:
+        yield Reason(f"{named}, expected {low:g} to {high:g}: it learned less than it should")
+    elif score > high:  # a larger preset may well be better; a label that leaked would look the same
+        yield Reason(f"{named}, usually {low:g} to {high:g}: better than was ever measured", fails=False)
+
+
+def _is_as_good_as_default(parameters: AutoGluonParameters) -> bool:
+    """Whether at least what the bands were measured with was asked: families or preset, trees and time."""
+    by_default = AutoGluonParameters()
+    chosen = set(parameters.families) >= set(DEFAULT_FAMILIES) and parameters.trees >= by_default.trees
+    in_time = parameters.time_limit is None or parameters.time_limit >= (by_default.time_limit or 0)
+    return in_time and (chosen or (not parameters.families and parameters.preset in _GOOD_PRESETS))
+
+
+def _judge_overrun(
+    parameters: AutoGluonParameters, metrics: Mapping[str, Any], where: str
+) -> Iterator[Reason]:
+    """Told, never failed: the limit is AutoGluon's own estimate of what it can begin, no promise of a slot.
+
+    What the slot promises is the run's hard limit (`time_s`), and a run beyond that does not end `ok`.
+    """
+    overrun_s, limit_s = metrics.get("overrun_s"), parameters.time_limit
+    if overrun_s and limit_s and overrun_s > max(_OVERRUN_S, _OVERRUN_SHARE * limit_s):
+        yield Reason(
+            f"{where}: AutoGluon took {format_duration(metrics['fit_s'])} for its fit, "
+            f"its time limit was {format_duration(limit_s)}",
+            fails=False,
+        )
+
+
+def _judge_saved(metrics: Mapping[str, Any], where: str) -> Iterator[Reason]:
+    """What was read back from the disk, here or on another node, predicts the same."""
+    for what, named in (
+        ("reload", "the reloaded predictor"),
+        ("clone", "its clone for deployment"),
+        ("clone_elsewhere", f"its clone for deployment, by another run on {metrics.get('clone_loaded_on')},"),
+    ):
+        trouble, difference = metrics.get(f"{what}_trouble"), metrics.get(f"{what}_difference")
+        if trouble:
+            yield Reason(f"{where}: {named} could not be tried: {trouble}")
+        elif metrics.get(f"{what}_same") is False:
+            yield Reason(f"{where}: {named} predicts something else, by up to {difference:.2g}")
+
+
+def _judge_travel(runs: Sequence[WorkloadRun]) -> Iterator[Reason]:
+    """Says once where clones stayed on their nodes although there are others."""
+    names = {str((run.record.get("host") or {}).get("name")) for run in runs}
+    stayed = [
+        run for run in runs
+        if run.metrics.get("clone_loaded_on") == (run.record.get("host") or {}).get("name")
+    ]  # fmt: skip
+    if len(names) > 1 and stayed:
+        yield Reason(
+            f"clones of {', '.join(run_name(run.record) for run in stayed)} were loaded on their own nodes "
+            "only: others see them where all nodes share a storage",
+            fails=False,
+        )

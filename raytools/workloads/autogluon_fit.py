@@ -15,10 +15,12 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from raytools.units import format_duration
 from raytools.workloads.autogluon import FAMILIES, AutoGluonParameters
+from raytools.workloads.autogluon_reload import differences, is_same, predictions, write_sample
 from raytools.workloads.base import SlotContext
 from raytools.workloads.tables import load_frame
 
@@ -28,7 +30,12 @@ _OBJECT_STORE_SHARE = 0.3
 _AUTOGLUON_SHARE = 0.9
 _RAY_MINIMUM_STORE_BYTES = 80 * 2**20
 _NOISE = "Failed to import torch"  # said before every model; the slot's GPUs are given explicitly
-_LEADERBOARD_COLUMNS = ("score_val", "score_test", "fit_time", "pred_time_test")
+_LEADERBOARD_COLUMNS = ("score_val", "score_test", "fit_time", "fit_time_marginal", "pred_time_test")
+_COMPARED_ROWS = 20_000  # of the held-out ones at most: they are predicted three times
+_HANDED_OVER_ROWS = 200  # that another node predicts
+# All nodes write at once: hundreds of megabytes would make those far from the server look slow
+_HANDED_OVER_BYTES = 64 * 2**20
+_SAMPLE, _CLONE = "sample.pickle", "clone"  # what is handed over
 
 
 def train_and_score(parameters: AutoGluonParameters, context: SlotContext) -> dict[str, Any]:
@@ -43,15 +50,80 @@ def train_and_score(parameters: AutoGluonParameters, context: SlotContext) -> di
         train, test = _split(frame, label, parameters.seed)
         context.report(f"{dataset}: {len(train)} rows to train on, {len(test)} held out")
         predictor, fit_s, log = _fit(parameters, context, train)
-        trained = _what_was_trained(parameters, predictor, log, fit_s)
-        return {
+        metrics = {
             "dataset": dataset,
             "rows": len(frame),
-            **trained,
+            **_what_was_trained(parameters, predictor, log, fit_s),
             **_scores(predictor, test),
             "fit_s": round(fit_s, 3),
+            "overrun_s": _overrun_s(parameters.time_limit, fit_s),
             **_what_was_seen(),
         }
+    return metrics | _saved(predictor, test.drop(columns=[label])[:_COMPARED_ROWS], context)
+
+
+def look_at_a_clone(context: SlotContext) -> dict[str, Any]:
+    """Loads the clone that another run has left, and predicts the rows that it has left with it."""
+    left = context.hand_over_dir
+    if left is None or not (left / _SAMPLE).is_file():
+        return {}  # that run trained nothing, or could not write: it has said so
+    context.report("loading a clone from another run")
+    found = differences(left / _SAMPLE, {"clone": left / _CLONE}, context.scratch_dir)["clone"]
+    return _told("clone_elsewhere", found) | {"clone_loaded_on": context.node}
+
+
+def _overrun_s(limit_s: float | None, fit_s: float) -> float | None:
+    """By how much the fit took longer than its limit; 0 where it kept it, None where it had none."""
+    return None if limit_s is None else round(max(0.0, fit_s - limit_s), 3)
+
+
+def _saved(predictor: Any, rows: Any, context: SlotContext) -> dict[str, Any]:
+    """Whether what is on the disk predicts the same: the predictor, and its clone for deployment.
+
+    The clone is left to another run, too, where there is one that can see it.
+    """
+    if not predictor.model_names():
+        return {}
+    context.report("loading the predictor and its clone anew")
+    clone, sample = context.scratch_dir / _CLONE, context.scratch_dir / _SAMPLE
+    predictor.clone_for_deployment(str(clone))
+    expected = predictions(predictor, rows)
+    write_sample(sample, rows, expected)
+    found = differences(sample, {"reload": Path(predictor.path), "clone": clone}, context.scratch_dir)
+    metrics = _told("reload", found["reload"]) | _told("clone", found["clone"])
+    metrics |= {"clone_loaded_on": context.node, "clone_bytes": _size_bytes(clone)}
+    if context.hand_over_dir is not None:
+        metrics |= _hand_over(predictor, clone, rows[:_HANDED_OVER_ROWS], context.hand_over_dir)
+    return metrics
+
+
+def _told(what: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """One of the `differences` as metrics."""
+    told: dict[str, Any] = {f"{what}_same": is_same(found), f"{what}_difference": found.get("difference")}
+    return told | ({f"{what}_trouble": found["trouble"]} if "trouble" in found else {})
+
+
+def _hand_over(predictor: Any, clone: Path, rows: Any, directory: Path) -> dict[str, Any]:
+    """Copies the clone to where other nodes see it, or one of a smaller model; tells which, and trouble."""
+    model = predictor.model_best
+    if _size_bytes(clone) > _HANDED_OVER_BYTES:
+        models = Path(predictor.path, "models")
+        first_level = predictor.model_names(level=1, can_infer=True)
+        model = min(first_level, key=lambda name: _size_bytes(models / name))
+        clone = clone.with_name("smaller")
+        predictor.clone_for_deployment(str(clone), model=model)
+    told = {"clone_elsewhere_model": model}
+    try:
+        shutil.copytree(clone, directory / _CLONE)
+        write_sample(directory / _SAMPLE, rows, predictions(predictor, rows, model))  # last: now all is there
+    except (OSError, shutil.Error) as error:
+        trouble = f"it could not be written to {directory}: {getattr(error, 'strerror', None) or error}"
+        return told | {"clone_elsewhere_trouble": trouble}
+    return told
+
+
+def _size_bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 @contextmanager
@@ -142,9 +214,19 @@ def fit_arguments(parameters: AutoGluonParameters, context: SlotContext) -> dict
             family: {"n_estimators": parameters.trees} if family in _FORESTS else {}
             for family in parameters.families
         }
+    if parameters.dynamic_stacking is not None:
+        arguments["dynamic_stacking"] = parameters.dynamic_stacking
+    elif parameters.stack_levels:  # what was asked for is done, whatever a preset would try first
+        arguments["dynamic_stacking"] = False
     folds = parameters.folds if parameters.folds is not None or parameters.preset else 2
     if folds is not None:
-        arguments |= {"num_bag_folds": folds, "num_bag_sets": 1 if folds else None, "num_stack_levels": 0}
+        arguments |= {
+            "num_bag_folds": folds,
+            "num_bag_sets": 1 if folds else None,
+            "num_stack_levels": parameters.stack_levels,
+        }
+    if folds != 0:  # of bagged models alone; without bagging every family has an option of another name
+        arguments["ag_args_ensemble"] = {"model_random_seed": parameters.seed}
     return {name: value for name, value in arguments.items() if value is not None}
 
 

@@ -33,9 +33,15 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("adversary_programs")
 PYTHON = "/usr/bin/python3"  # what a plain user has; ours may lie in a directory closed to others
 MARK = "RAYTOOLS_TEST_MARK"
+_EMULATED = 4  # times slower, and more
 # Waits in vain, and what has to happen "at once", may take that much longer: on an emulated machine a run
 # takes a second, and a machine of CI stands still now and then.
 PATIENCE = float(os.environ.get("RAYTOOLS_TEST_PATIENCE", "3" if os.environ.get("CI") == "true" else "1"))
+
+
+def time_limit(seconds: float) -> str:
+    """For `--time` of a program that has to come somewhere before it ends; more where all is emulated."""
+    return f"{seconds * PATIENCE if PATIENCE >= _EMULATED else seconds:g}s"
 
 
 def why_no_limits() -> str:

@@ -25,6 +25,7 @@ from tests.local.limited_runs import (
     cgroup_mounts,
     plain_user,
     root,
+    time_limit,
     wait_until,
     why_no_grant,
     why_no_limits,
@@ -39,7 +40,11 @@ pytestmark = [
 ]
 
 FOR_EVER = ("sleep", "7531")
-TREE = 'setsid sleep 7531 & touch ready; exec "$@"'
+# only a daemon that has begun is out of reach of a signal to the group; a redirection starts no process
+TREE = (
+    "setsid sh -c ': > daemon; exec sleep 7531' & until [ -e daemon ]; do sleep 0.01; done; "
+    ': > ready; exec "$@"'
+)
 SMALL = ("--memory", "100MiB", "--time", "20s")  # escapes then take 400 MiB
 UNIFIED = next(iter(cgroup_mounts("cgroup2")), None)
 
@@ -114,13 +119,13 @@ def sibling(requester: Requester) -> Iterator[str]:
 
 
 def test_a_fork_bomb_ends_at_its_time(runs: Runs) -> None:
-    result = runs.run(*runs.program("fork_bomb.py"), options=("--time", "1s"))
+    result = runs.run(*runs.program("fork_bomb.py"), options=("--time", time_limit(1)))
     assert result.ending == (124, "timeout")
     assert 100 < result.record["used"]["processes_swept"] <= result.record["limits"]["pids"]
 
 
 def test_a_fork_bomb_meets_the_limit_on_processes_and_ends_on_request(runs: Runs) -> None:
-    run = runs.start(*runs.program("fork_bomb.py"), options=("--time", "30s"), until_ready=False)
+    run = runs.start(*runs.program("fork_bomb.py"), options=("--time", time_limit(30)), until_ready=False)
     wait_until(lambda: "limit" in run.output(), 25)
     run.process.send_signal(signal.SIGTERM)
     run.process.send_signal(signal.SIGINT)  # the second one kills; for the first it has to be its turn
@@ -188,7 +193,7 @@ def test_a_daemon_that_holds_the_output_pipe_does_not_hold_the_reader(runs: Runs
 
 
 def test_a_tree_that_stopped_itself_ends_at_its_time(runs: Runs) -> None:
-    result = runs.run(*runs.program("stopped_tree.py"), options=("--time", "0.5s"))
+    result = runs.run(*runs.program("stopped_tree.py"), options=("--time", time_limit(0.5)))
     assert (result.stdout, *result.ending) == ("stopping\n", 124, "timeout")
     assert result.record["used"]["wall_s"] < 2 * PATIENCE
     assert result.record["used"]["processes_swept"] == 10

@@ -7,122 +7,26 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-import yaml
-
-from raytools.node import toolkit as node_toolkit
-from raytools.toolkit import pack_toolkit
 
 from .limited_runs import why_no_limits
-from .planned_node import CHECKOUT, built_prefix, free_base_port, is_of_this_machine
+from .planned_node import CHECKOUT
+from .smoke_cluster import NODE_BYTES, Cluster, started_cluster
 
 _why_not = why_no_limits()
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reason=_why_not)]
 
-NODE_BYTES = 6 * 2**30
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A project with one node: this machine."""
-
-    directory: Path
-
-    @property
-    def root(self) -> Path:
-        return self.directory / "root"
-
-    @property
-    def node(self) -> dict[str, Any]:
-        node: dict[str, Any] = json.loads((self.root / "node.json").read_text())
-        return node
-
-    def raytools(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.directory,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-
-    def command(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "raytools", *arguments]
-
-    def smoke(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.raytools("smoke", "--workload", "autogluon", *arguments)
-
-    def service(self, verb: str) -> None:
-        command = [sys.executable, "-m", "raytools.node", "ray", verb, "--root", str(self.root)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-        assert done.returncode == 0, done.stderr
-
-    def processes(self) -> list[str]:
-        """Command lines of what belongs to a workload or a run of this cluster."""
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            if not is_of_this_machine(process.pid):
-                continue
-            text = " ".join(process.info["cmdline"] or [])
-            if ("raytools.node" in text and " ray " not in text) or "rt-run" in text:
-                found.append(text)
-        return found
-
-
-def configuration(prefix: Path, base_port: int) -> dict[str, Any]:
-    names = (
-        "gcs", "dashboard", "client", "node_manager", "object_manager", "runtime_env_agent",
-        "dashboard_agent_grpc", "dashboard_agent_http", "metrics_export", "dashboard_metrics",
-        "autoscaler_metrics",
-    )  # fmt: skip
-    ports: dict[str, Any] = {name: base_port + index for index, name in enumerate(names)}
-    ports["workers"] = [base_port + 11, base_port + 70]
-    return {
-        "cluster": "smoketest",
-        "environment": {"prefix": str(prefix)},
-        "ray": {"ports": ports, "dashboard": {"enabled": False}},
-        "nodes": {"memory": NODE_BYTES, "system_reserved": {"memory": "1GiB"}},
-    }
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    prefix = built_prefix()
-    cluster = Cluster(Path(tempfile.mkdtemp(prefix="raytools-smoke-")))
-    (cluster.directory / "cluster.yaml").write_text(yaml.safe_dump(configuration(prefix, free_base_port(72))))
-    host = {"ansible_connection": "local", "raytools_root": str(cluster.root)}
-    inventory = {"head": {"hosts": {"localhost": host}}, "workers": {"hosts": {}}}
-    (cluster.directory / "inventory").mkdir()
-    (cluster.directory / "inventory" / "hosts.yml").write_text(yaml.safe_dump(inventory))
-    planned = cluster.raytools("plan", "--json")
-    assert planned.returncode == 0, planned.stderr
-    node = json.loads(planned.stdout)["nodes"]["localhost"]
-    cluster.root.mkdir()
-    (cluster.root / "node.json").write_text(json.dumps(node))
-    (cluster.root / "token").touch(0o600)
-    (cluster.root / "token").write_text(os.urandom(32).hex())
-    packed = pack_toolkit(cluster.directory / ".raytools" / "toolkit")
-    node_toolkit.install(Path(packed.path), cluster.root, packed.digest, None)
-    cluster.service("ensure")
-    try:
+    with started_cluster() as cluster:
         yield cluster
-    finally:
-        cluster.service("stop")
-        shutil.rmtree(Path(node["temp_dir"]).parent, ignore_errors=True)
-        shutil.rmtree(cluster.directory)
 
 
 def test_autogluon_trains_what_was_asked_in_its_slot_and_leaves_a_record(cluster: Cluster) -> None:
@@ -141,6 +45,11 @@ def test_autogluon_trains_what_was_asked_in_its_slot_and_leaves_a_record(cluster
     assert metrics["nodes_seen"] == 1
     assert metrics["cpus_seen"] == record["limits"]["cpus"]
     assert {"LightGBM_BAG_L1", "RandomForest_BAG_L1"} <= {row["model"] for row in metrics["leaderboard"]}
+    assert all(row["fit_time_marginal_s"] >= 0 for row in metrics["leaderboard"])
+    assert metrics["overrun_s"] == 0
+    assert metrics["reload_same"] is metrics["clone_same"] is True
+    assert metrics["clone_loaded_on"] == "localhost"
+    assert metrics["clone_bytes"] > 10_000
 
     assert (record["outcome"], record["enforced"]["missing"]) == ("ok", [])
     assert record["limits"]["memory_bytes"] == cluster.node["slots"][0]["memory_bytes"] < NODE_BYTES
@@ -152,6 +61,20 @@ def test_autogluon_trains_what_was_asked_in_its_slot_and_leaves_a_record(cluster
     [directory] = (cluster.root / "results" / "autogluon").iterdir()
     assert json.loads((directory / "smoke.json").read_text()) == document
     assert json.loads((directory / "run-0.json").read_text()) == run
+
+
+@pytest.mark.long
+def test_ten_classes_are_stacked(cluster: Cluster) -> None:
+    done = cluster.smoke(
+        "--dataset", "digits", "--models", "RF,XT", "--set", "stack_levels=1", "--set", "seed=3", "--json"
+    )
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["verdict"]) == (0, "pass"), document["reasons"]
+    [run] = document["runs"]
+    metrics = run["metrics"]
+    assert {"RandomForest_BAG_L1", "ExtraTrees_BAG_L2"} <= {row["model"] for row in metrics["leaderboard"]}
+    assert (metrics["rows"], metrics["score_metric"], metrics["reload_same"]) == (1797, "accuracy", True)
+    assert 0.9 < metrics["score"] <= 1
 
 
 def test_progress_is_shown_while_it_runs_and_a_table_at_the_end(cluster: Cluster) -> None:

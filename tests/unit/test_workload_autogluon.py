@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 from raytools.errors import RaytoolsError
 from raytools.workloads.autogluon import AutoGluon, AutoGluonParameters
 from raytools.workloads.autogluon_fit import fit_arguments
+from raytools.workloads.autogluon_reload import is_same, largest_difference
 from raytools.workloads.base import SlotContext, WorkloadRun
+from tests.unit.parquet_file import PARQUET
 
 WORKLOAD = AutoGluon()
+OURS = AutoGluonParameters(dataset="diamonds", label="price")
 
 
 def metrics(**changes: Any) -> dict[str, Any]:
@@ -63,6 +67,12 @@ def arguments(**asked: Any) -> dict[str, Any]:
         ({"csv": "own.csv"}, "without --label"),
         ({"csv": "own.csv", "label": "y", "dataset": "diamonds"}, "--csv and --dataset were both given"),
         ({"csv": "/nowhere/own.csv", "label": "y"}, "/nowhere/own.csv does not exist"),
+        ({"parquet": "own.parquet"}, "--parquet was given without --label"),
+        ({"parquet": "own.parquet", "csv": "own.csv"}, "--csv and --parquet were both given"),
+        ({"parquet": "/nowhere/own.parquet", "label": "y"}, "/nowhere/own.parquet does not exist"),
+        ({"stack_levels": -1}, "stack_levels is -1"),
+        ({"stack_levels": 1, "folds": 0}, "stack_levels is 1 and folds is 0, expected at least 2 folds"),
+        ({"stack_levels": 1, "preset": "medium"}, "stack_levels is 1 and folds is left to the preset"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_starts(asked: dict[str, Any], message: str) -> None:
@@ -80,6 +90,21 @@ def test_an_own_table_travels_under_its_name_and_leaves_its_path_behind(tmp_path
     prepared = WORKLOAD.prepare(asked, tmp_path)
     assert (prepared.parameters.dataset, prepared.parameters.csv) == ("sales.csv", None)
     assert prepared.inputs == {"table": table.read_bytes()}
+
+
+def test_an_own_parquet_file_travels_as_it_is(tmp_path: Path) -> None:
+    table = tmp_path / "sales.parquet"
+    table.write_bytes(PARQUET)
+    prepared = WORKLOAD.prepare(AutoGluonParameters(parquet=str(table), label="label"), tmp_path)
+    assert (prepared.parameters.dataset, prepared.parameters.parquet) == ("sales.parquet", None)
+    assert prepared.inputs == {"table": PARQUET}
+
+
+def test_an_own_table_with_the_name_of_one_of_ours_is_not_taken_for_it(tmp_path: Path) -> None:
+    table = tmp_path / "diamonds"
+    table.write_text("x,price\n" + "1,2\n" * 30)
+    prepared = WORKLOAD.prepare(AutoGluonParameters(csv=str(table), label="price"), tmp_path)
+    assert prepared.parameters.dataset == "diamonds (own)"
 
 
 def test_a_named_dataset_gets_its_label(tmp_path: Path) -> None:
@@ -115,6 +140,19 @@ def test_no_folds_means_no_bagging() -> None:
     asked = arguments(folds=0)
     assert asked["num_bag_folds"] == 0
     assert "num_bag_sets" not in asked
+
+
+def test_stacking_that_was_asked_for_is_not_tried_first() -> None:
+    asked = arguments(stack_levels=1)
+    assert (asked["num_bag_folds"], asked["num_stack_levels"], asked["dynamic_stacking"]) == (2, 1, False)
+    assert "dynamic_stacking" not in arguments(preset="best")
+    assert arguments(preset="best", dynamic_stacking=False)["dynamic_stacking"] is False
+    WORKLOAD.check(AutoGluonParameters(stack_levels=1, preset="best", folds=4))
+
+
+def test_the_seed_is_that_of_bagged_models_too() -> None:
+    assert arguments(seed=7)["ag_args_ensemble"] == {"model_random_seed": 7}
+    assert "ag_args_ensemble" not in arguments(seed=7, folds=0)
 
 
 def test_a_run_may_take_longer_than_autogluons_own_limit_but_not_for_ever() -> None:
@@ -164,3 +202,87 @@ def test_what_was_not_measured_is_not_held_against_a_run() -> None:
 
 def test_a_run_without_metrics_is_left_to_its_outcome() -> None:
     assert WORKLOAD.judge(AutoGluonParameters(), [WorkloadRun(record(), {})]) == []
+
+
+def test_a_score_below_what_the_table_usually_gives_fails() -> None:
+    text = "n1: the r2 of diamonds is 0.81, expected 0.975 to 0.99: it learned less than it should"
+    assert judged(OURS, score=0.81) == [(text, True)]
+
+
+def test_a_score_above_what_the_table_usually_gives_is_told() -> None:
+    [(text, fails)] = judged(OURS, score=0.9999)
+    assert "better than was ever measured" in text
+    assert not fails
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"models": ("RF",)}, {"trees": 10}, {"time_limit": 20.0}, {"preset": "interpretable"},
+        {"label": "carat"}, {"dataset": "diamonds.csv"},
+    ],
+)  # fmt: skip
+def test_less_than_the_default_or_another_table_is_held_against_no_band(asked: dict[str, Any]) -> None:
+    assert judged(dataclasses.replace(OURS, **asked), score=0.5) == []
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"preset": "best_quality"}, {"models": ("CAT", "GBM", "RF", "XT")}, {"time_limit": None}, {"seed": 3}],
+)
+def test_more_than_the_default_is_held_against_the_band(asked: dict[str, Any]) -> None:
+    assert [fails for _, fails in judged(dataclasses.replace(OURS, **asked), score=0.5)] == [True]
+
+
+def test_a_fit_far_beyond_its_time_limit_is_told_but_does_not_fail() -> None:
+    asked = AutoGluonParameters(time_limit=60.0)
+    text = "n1: AutoGluon took 85.0 s for its fit, its time limit was 60.0 s"
+    assert judged(asked, fit_s=85.0, overrun_s=25.0) == [(text, False)]
+
+
+@pytest.mark.parametrize(("limit_s", "overrun_s"), [(60.0, 11.0), (10.0, 9.0), (60.0, 0.0), (None, None)])
+def test_an_overrun_that_is_small_by_share_or_by_seconds_is_not_told(
+    limit_s: float | None, overrun_s: float | None
+) -> None:
+    assert judged(AutoGluonParameters(time_limit=limit_s), overrun_s=overrun_s) == []
+
+
+def test_a_reloaded_predictor_that_predicts_something_else_fails() -> None:
+    text = "n1: the reloaded predictor predicts something else, by up to 0.25"
+    assert judged(reload_same=False, reload_difference=0.25) == [(text, True)]
+
+
+def test_a_clone_that_another_node_could_not_load_fails_with_the_reason() -> None:
+    trouble = {"clone_elsewhere_trouble": "ModuleNotFoundError: lightgbm", "clone_loaded_on": "n2"}
+    found = judged(clone_same=True, clone_elsewhere_same=False, **trouble)
+    text = (
+        "n1: its clone for deployment, by another run on n2, could not be tried: "
+        "ModuleNotFoundError: lightgbm"
+    )
+    assert found == [(text, True)]
+
+
+def test_clones_that_stayed_on_their_nodes_are_told_where_there_are_others() -> None:
+    saved = {"reload_same": True, "clone_same": True}
+
+    def reasons(*loaded_on: str) -> list[str]:
+        runs = [
+            WorkloadRun({"host": {"name": f"n{number}"}}, metrics(**saved, clone_loaded_on=on))
+            for number, on in enumerate(loaded_on, 1)
+        ]
+        found = WORKLOAD.judge(AutoGluonParameters(), runs)
+        assert not any(reason.fails for reason in found)
+        return [reason.text for reason in found]
+
+    assert reasons("n1") == []
+    assert reasons("n2", "n1") == []
+    [text] = reasons("n1", "n2")
+    assert text.startswith("clones of n1, n2 were loaded on their own nodes only")
+
+
+def test_predictions_are_the_same_up_to_the_last_digits() -> None:
+    assert largest_difference([[0.25, 0.75]], [[0.25, 0.75]]) == 0
+    assert is_same({"difference": largest_difference([[18_000.0]], [[18_000.002]])})
+    assert not is_same({"difference": largest_difference([[0.25, 0.75]], [[0.26, 0.74]])})
+    assert largest_difference([[1.0], [2.0]], [[1.0]]) == float("inf")
+    assert not is_same({"trouble": "it was not there"})

@@ -16,7 +16,8 @@ def test_help_names_the_workloads_and_their_options(capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "What to run: autogluon" in said
     options = (
-        "--workload --dataset --csv --label --preset --time-limit --models --folds --enforce --json --config"
+        "--workload --dataset --csv --parquet --label --preset --time-limit --models --folds --enforce "
+        "--json --config"
     )
     for option in options.split():
         assert option in said
@@ -36,6 +37,9 @@ def test_help_names_the_workloads_and_their_options(capsys: pytest.CaptureFixtur
         (["--workload", "autogluon", "--csv", "own.csv"], "without --label"),
         (["--workload", "autogluon", "--csv", "own.csv", "--label", "z"], "no column 'z', expected one of"),
         (["--workload", "autogluon", "--csv", "empty.csv", "--label", "y"], "empty.csv is empty"),
+        (["--workload", "autogluon", "--parquet", "own.csv", "--label", "y"], "is not a Parquet file"),
+        (["--workload", "autogluon", "--parquet", "own.csv", "--csv", "own.csv"], "were both given"),
+        (["--workload", "autogluon", "--folds", "0", "--set", "stack_levels=1"], "at least 2 folds"),
         (["--workload", "autogluon", "--enforce", "perhaps"], "'perhaps' is not one of"),
         (["--workload", "autogluon", "-c", "gone.yaml"], "gone.yaml:1:"),
         (["--workload", "autogluon", "-i", "gone.yml"], "gone.yml:1:"),

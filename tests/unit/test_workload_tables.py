@@ -9,6 +9,8 @@ import pytest
 
 from raytools.errors import RaytoolsError
 from raytools.workloads import tables
+from raytools.workloads.parquet_footer import ParquetFooter, read_footer
+from tests.unit.parquet_file import PARQUET
 
 ROWS = "".join(f"{number},{number % 2}\n" for number in range(30))
 
@@ -46,6 +48,61 @@ def test_a_table_that_cannot_be_used_says_what_is_wrong(
         tables.read_own_table(own_table(tmp_path / "own.csv", content), "y")
     assert message in str(error.value)
     assert error.value.exit_code == 2
+
+
+def test_an_own_parquet_file_travels_byte_for_byte(tmp_path: Path) -> None:
+    path = own_table(tmp_path / "own.parquet", PARQUET)
+    assert tables.read_own_parquet(path, "label") == PARQUET
+    assert read_footer(PARQUET) == ParquetFooter(("x", "label"), 30)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (PARQUET, "has no column 'y', expected one of its columns: x, label"),
+        (PARQUET[:-1], "is not a Parquet file (it does not begin and end with PAR1)"),
+        (b"x,y\n1,2\n", "is not a Parquet file"),
+        (PARQUET[:200] + PARQUET[-8:], "is not a Parquet file (its footer is longer than the file)"),
+        (PARQUET[:40] + bytes(len(PARQUET) - 48) + PARQUET[-8:], "is not a Parquet file (its footer cannot"),
+        (PARQUET.replace(b"\x19<5\x00", b"\x19\xff5\x00"), "is not a Parquet file (its footer cannot"),
+        (b"", "is not a Parquet file"),
+    ],
+)
+def test_a_parquet_file_that_cannot_be_used_says_what_is_wrong(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    with pytest.raises(RaytoolsError) as error:
+        tables.read_own_parquet(own_table(tmp_path / "own.parquet", content), "y")
+    assert message in str(error.value)
+
+
+def test_no_damage_to_a_footer_ends_in_another_error() -> None:
+    """Every byte of it, changed in two ways, and every length it may be cut to."""
+    start = len(PARQUET) - 8 - int.from_bytes(PARQUET[-8:-4], "little")
+    damaged = [
+        PARQUET[:place] + bytes([PARQUET[place] ^ change]) + PARQUET[place + 1 :]
+        for place in range(start, len(PARQUET))
+        for change in (0x0F, 0xFF)
+    ]
+    for content in damaged + [PARQUET[:length] + PARQUET[-8:] for length in range(4, len(PARQUET) - 8)]:
+        try:
+            read_footer(content)
+        except ValueError:
+            continue
+
+
+def test_a_parquet_file_given_as_csv_is_told_its_option(tmp_path: Path) -> None:
+    with pytest.raises(RaytoolsError, match=r"is a Parquet file, expected a csv file.* --parquet "):
+        tables.read_own_table(own_table(tmp_path / "own.csv", PARQUET), "label")
+
+
+def test_every_table_of_ours_has_a_band_for_its_own_label_only() -> None:
+    for name, dataset in tables.DATASETS.items():
+        band = tables.score_band(name, dataset.label)
+        assert band is not None
+        assert 0 < band[0] < band[1] <= 1
+        assert tables.score_band(name, "another") is None
+    assert tables.score_band("own.csv", "price") is None
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,72 @@
+"""What workloads of scope `cluster` check alike: names of a list, packages, shared storage.
+
+Standard library only: the controller and the head import this file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+
+from raytools.errors import RaytoolsError
+from raytools.workloads.base import ClusterContext
+
+ALL = "all"
+_REQUIREMENTS = {"sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}  # where pip has another name
+
+
+def named(asked: Sequence[str], known: Sequence[str], kind: str) -> tuple[str, ...]:
+    """The asked names, each once, in their order; `all` stands for all that are known.
+
+    Raises:
+        RaytoolsError: an unknown name, or none at all.
+    """
+    unknown = [name for name in asked if name not in (*known, ALL)]
+    if unknown or not asked:
+        raise RaytoolsError(
+            f"there is no {kind} {unknown[0]!r}" if unknown else f"no {kind} was given",
+            expected=f"some of {', '.join(known)}, or {ALL}",
+        )
+    return tuple(known) if ALL in asked else tuple(dict.fromkeys(asked))
+
+
+def require_modules(needed: Mapping[str, str]) -> None:
+    """Checks that this Python has the packages.
+
+    Args:
+        needed: names of modules, and what needs each of them.
+
+    Raises:
+        RaytoolsError: one is missing; has the line to add.
+    """
+    for module, what in needed.items():
+        if not is_installed(module):
+            raise RaytoolsError(
+                f"{what} needs the package {module}, which the nodes' environment lacks",
+                expected=f"{module} in environment.pip of cluster.yaml",
+                fix=f"Add it, pip: [..., {_REQUIREMENTS.get(module, module)}], and run: raytools env lock, "
+                "ansible-playbook playbooks/upgrade.yml",
+            )
+
+
+def is_installed(module: str) -> bool:
+    """Without importing it, and only for a top-level one: `ray` reads its variables when it is imported."""
+    return importlib.util.find_spec(module) is not None
+
+
+def require_shared(context: ClusterContext, why: str) -> None:
+    """Checks that all nodes see the results directory.
+
+    Args:
+        context: of the driver.
+        why: what several nodes need it for.
+
+    Raises:
+        RaytoolsError: there are several nodes, and they do not.
+    """
+    if not context.shared and len(context.nodes) > 1:
+        raise RaytoolsError(
+            f"{len(context.nodes)} nodes have no shared storage, and {why}",
+            expected="storage of type existing or nfs in cluster.yaml",
+            fix="Change it and run: ansible-playbook playbooks/cluster.yml",
+        )

@@ -1,0 +1,76 @@
+"""`raytools smoke --workload transfer` on a real Ray: one node to itself, several raylets to each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .limited_runs import why_no_limits
+from .planned_node import built_prefix, free_base_port, write_node
+from .smoke_cluster import started_cluster
+
+_why_not = why_no_limits()
+pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reason=_why_not)]
+
+SEVERAL = Path(__file__).with_name("several_raylets.py")
+
+
+def test_one_node_sends_to_itself_and_says_so() -> None:
+    with started_cluster() as cluster:
+        done = cluster.raytools("smoke", "--workload", "transfer", "--set", "size=8MiB", "--json")
+        shown = cluster.raytools("results", "show", "latest")
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    assert document["verdict"] == "pass"
+    assert any("there is one node: objects went into its own object store" in r for r in document["reasons"])
+    assert [run["metrics"]["entry"] for run in document["runs"]] == ["pairs", "all-at-once"]
+    for run in document["runs"]:
+        metrics = run["metrics"]
+        assert (metrics["transfers"], metrics["object_bytes"]) == (3, 8 * 2**20)
+        [pair], [node] = metrics["pairs"], metrics["nodes"]
+        assert (pair["from"], pair["to"], pair["problem"]) == ("localhost", "localhost", "")
+        assert pair["bytes_per_s"] > 1e6
+        assert node["sent_bytes_per_s"] == node["received_bytes_per_s"] > 0
+    assert "all-at-once: pairs" in shown.stdout
+    assert "8 MiB" in shown.stdout
+
+
+def several(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
+    """The entries of both runs of that program, with CPUs that nobody else can hold."""
+    node = write_node(tmp_path / "root", built_prefix(), free_base_port(60), slots=2)
+    short = tempfile.mkdtemp(prefix="rt-")  # Ray's sockets allow 107 bytes
+    done = subprocess.run(
+        [node["python"], str(SEVERAL), *arguments],
+        env={
+            **os.environ, "PYTHONPATH": node["toolkit"], "RAYTOOLS_ROOT": node["root"],
+            "RAYTOOLS_LOCK_DIR": str(tmp_path / "locks"), "RAY_TMPDIR": short,
+        },
+        capture_output=True, text=True, timeout=150, check=False,
+    )  # fmt: skip
+    shutil.rmtree(short, ignore_errors=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.long  # the lab has three hosts
+def test_raylets_send_to_each_other_and_one_that_stands_still_fails_its_pairs_only(tmp_path: Path) -> None:
+    usual, stopped = several(tmp_path, "3", "8MiB")
+    for entry in usual.values():
+        assert entry["outcome"] == "ok", entry["metrics"]["pairs"]
+        assert entry["metrics"]["transfers"] == 12
+        assert len({(pair["from"], pair["to"]) for pair in entry["metrics"]["pairs"]}) == 6
+        assert all(pair["bytes_per_s"] > 1e5 for pair in entry["metrics"]["pairs"])
+        assert [node["node"] for node in entry["metrics"]["nodes"]] == ["n1", "n2", "n3"]
+    assert list(stopped) == ["pairs"]
+    assert stopped["pairs"]["outcome"] == "failed"
+    for pair in stopped["pairs"]["metrics"]["pairs"]:
+        assert bool(pair["problem"]) == ("n3" in (pair["from"], pair["to"])), pair
+    assert stopped["pairs"]["wall_s"] < 60
