@@ -8,7 +8,7 @@ HOST ?=
 SPECIAL_HOSTS = $(foreach host,$(HOST),--host "$(host)")
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart stop test lint lab-deps lab-up lab-down lab-clean vm-deps vm-up vm-down vm-clean test-lab test-vm test-vm-full
+.PHONY: help quickstart stop test lint lab-deps lab-up lab-down lab-clean vm-deps vm-up vm-down vm-clean test-local-full test-lab test-lab-full test-vm test-vm-full
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -37,6 +37,12 @@ lab-down: .lab-venv ## end them and remove all of that lab (LAB=lab)
 
 test-lab: .python ## the playbooks on three hosts in a lab of its own (15 minutes; once before: make lab-deps)
 	@"$(PYTHON)" scripts/test.py lab
+
+test-local-full: .python ## all tests of this machine, with those that take long (every pair of tune)
+	@"$(PYTHON)" scripts/test.py local-full
+
+test-lab-full: .python ## all of that: hosts that lose power under workloads (half an hour)
+	@"$(PYTHON)" scripts/test.py lab-full
 
 lab-clean: .lab-venv ## end all labs of this checkout; remove the cached image too
 	@$(LAB_RUN) clean

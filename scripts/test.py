@@ -16,6 +16,7 @@ from steps import CHECKOUT, VENV, StepError, Steps, guarded, make_venv, require_
 
 BIN = VENV / "bin"
 _ON_MACHINES = "two machines with a kernel of their own: cgroup v2, NFS, power failures"
+_NOT_LONG = ("-m", "not long")
 FAILURE_LINES = 40  # of each failed test, said again at the very end, where a cut-off log still has them
 
 
@@ -51,7 +52,8 @@ def main() -> int:
     wanted = sys.argv[1:]
     tiers = [tier for tier in find_tiers() if not wanted or tier.name in wanted]
     if len(tiers) < len(wanted):
-        raise StepError(f"{' '.join(wanted)}: expected some of unit, local, lab, vm, vm-full")
+        known = ", ".join(tier.name for tier in find_tiers())
+        raise StepError(f"{' '.join(wanted)}: expected some of {known}")
     if wanted:
         return _only(tiers)
     steps = Steps(total=2 + sum(not tier.is_skipped for tier in tiers))
@@ -62,7 +64,7 @@ def main() -> int:
     for tier in tiers:
         outcomes[tier.name] = _skipped(tier) if tier.is_skipped else _run_tier(steps, tier)
     _say_failed_tests(tiers)
-    say("\n" + "\n".join(f"{name:<8} {text}" for name, (_, text) in outcomes.items()))
+    say("\n" + "\n".join(f"{name:<10} {text}" for name, (_, text) in outcomes.items()))
     return 0 if all(good for good, _ in outcomes.values()) else 1
 
 
@@ -75,19 +77,21 @@ def _only(tiers: list[Tier]) -> int:
         (False, f"FAILED   {tier.obstacle}") if tier.obstacle else _run_tier(steps, tier) for tier in tiers
     ]
     _say_failed_tests(tiers)
-    say("\n" + "\n".join(f"{tier.name:<8} {text}" for tier, (_, text) in zip(tiers, outcomes, strict=True)))
+    say("\n" + "\n".join(f"{tier.name:<10} {text}" for tier, (_, text) in zip(tiers, outcomes, strict=True)))
     return 0 if all(good for good, _ in outcomes) else 1
 
 
 def find_tiers() -> list[Tier]:
     """The tiers of the project, the quick ones first."""
-    machines = lab_obstacle("machines")
+    containers, machines = lab_obstacle("containers"), lab_obstacle("machines")
     local = None if platform.system() == "Linux" else f"needs Linux, this is {platform.system()}"
     return [
         Tier("unit", "everywhere: no root, no network"),
-        Tier("local", "this machine: cgroups, a real Ray", local),
-        Tier("lab", "three hosts in containers, the playbooks on them", lab_obstacle("containers")),
-        Tier("vm", _ON_MACHINES, machines, True, ("-m", "not long")),
+        Tier("local", "this machine: cgroups, a real Ray", local, which=_NOT_LONG),
+        Tier("local-full", "the same, and what takes long", local, True),
+        Tier("lab", "three hosts in containers, the playbooks on them", containers, which=_NOT_LONG),
+        Tier("lab-full", "the same, and faults that take long", containers, True),
+        Tier("vm", _ON_MACHINES, machines, True, _NOT_LONG),
         Tier("vm-full", f"{_ON_MACHINES}; every reboot and adversary", machines, True),
     ]
 
@@ -137,7 +141,8 @@ def _run_tier(steps: Steps, tier: Tier) -> tuple[bool, str]:
             f"One test alone: .venv/bin/pytest {tier.directory} -k NAME",
         )
 
-    return _outcome(steps, f"Tests {tier.name} ({tier.what})", tests)
+    passed, text = _outcome(steps, f"Tests {tier.name} ({tier.what})", tests)
+    return passed, text + _names(tier)
 
 
 def _report_of(tier: Tier) -> Path:
@@ -145,14 +150,27 @@ def _report_of(tier: Tier) -> Path:
 
 
 def _say_failed_tests(tiers: list[Tier]) -> None:
-    """Each failed test with the end of what it printed, from pytest's JUnit reports."""
+    """Each failed test with the end of what it printed."""
     for tier in tiers:
-        if not _report_of(tier).exists():
-            continue
-        for case in ElementTree.parse(_report_of(tier)).iter("testcase"):  # noqa: S314 - pytest wrote it here
-            for failure in [*case.iter("failure"), *case.iter("error")]:
-                say(f"\n--- failed: {case.get('classname')}::{case.get('name')}")
-                say("\n".join((failure.text or "").splitlines()[-FAILURE_LINES:]))
+        for name, text in _failed_tests(tier):
+            say(f"\n--- failed: {name}")
+            say("\n".join(text.splitlines()[-FAILURE_LINES:]))
+
+
+def _failed_tests(tier: Tier) -> list[tuple[str, str]]:
+    """Names of failed tests and what they printed, from pytest's JUnit report."""
+    if not _report_of(tier).exists():
+        return []
+    return [
+        (f"{case.get('classname')}::{case.get('name')}", failure.text or "")
+        for case in ElementTree.parse(_report_of(tier)).iter("testcase")  # noqa: S314 - pytest wrote it here
+        for failure in [*case.iter("failure"), *case.iter("error")]
+    ]
+
+
+def _names(tier: Tier) -> str:
+    """The failed tests for the very last lines, which a log that was cut in its middle still has."""
+    return "".join(f"\n           - {name}" for name, _ in _failed_tests(tier))
 
 
 def _outcome(steps: Steps, title: str, action: object) -> tuple[bool, str]:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.lab.containers import HostSpec, Lab
 from tests.lab.containers.hosts import plain_hosts
@@ -106,8 +107,10 @@ class Cluster:
         root: str = ROOT,
         lab: Callable[[Path], Any] | None = None,
         hosts: Sequence[str] = HOSTS,
+        pause_s: float = 0.3,
     ) -> None:
         self.hosts = hosts
+        self.pause_s = pause_s  # between looks at a Ray that starts: emulated, looking delays it
         self.root = Path(root)
         self._made_here: Path | None = None
         self.directory = (CHECKOUT / ".raytools").resolve() / f"lab-{name}"
@@ -162,9 +165,12 @@ class Cluster:
 
     def raytools(self, *arguments: str, inventory: Path | None = None, wait_s: float = 300) -> Done:
         """A `raytools` command for this project; of what it printed, only standard output if that is JSON."""
-        command = [str(BIN / "raytools"), *arguments, "-i", str(inventory or self.lab.inventory)]
-        command += ["-c", str(self.lab.cluster_yaml)]
+        command = self.raytools_command(*arguments, inventory=inventory)
         return _run(command, self, wait_s, apart="--json" in arguments)
+
+    def raytools_command(self, *arguments: str, inventory: Path | None = None) -> list[str]:
+        named = ["-i", str(inventory or self.lab.inventory), "-c", str(self.lab.cluster_yaml)]
+        return [str(BIN / "raytools"), *arguments, *named]
 
     @contextlib.contextmanager
     def playing(self, playbook: str, *options: str) -> Iterator[subprocess.Popen[str]]:
@@ -200,6 +206,18 @@ class Cluster:
             yield
         finally:
             path.write_text(before)
+
+    @contextlib.contextmanager
+    def changed_inventory(self, change: Callable[[dict[str, Any]], object]) -> Iterator[Path]:
+        """The lab's inventory with something changed, as a file beside it."""
+        data = yaml.safe_load(self.lab.inventory.read_text())
+        change(data)
+        path = self.lab.inventory.with_name("changed.yml")
+        path.write_text(yaml.safe_dump(data))
+        try:
+            yield path
+        finally:
+            path.unlink()
 
     # --- looks at a host, as root and past ssh ---
 
@@ -247,7 +265,23 @@ class Cluster:
     def await_healthy(self, limit_s: float) -> float:
         """Waits until Ray reports every host alive; returns how long that took, in seconds."""
         wanted = set(self.lab.addresses.values())
-        return until(lambda: self.alive() == wanted, limit_s, f"all of {sorted(wanted)} alive")
+        what = f"all of {sorted(wanted)} alive"
+        try:
+            return until(lambda: self.alive() == wanted, limit_s, what, self.pause_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.said_of_ray(wanted ^ self.alive())}") from None
+
+    def said_of_ray(self, addresses: set[str]) -> str:
+        """What systemd and Ray's log say on these hosts: it is gone when the lab is."""
+        script = (
+            f"systemctl show {self.unit_name} -p ActiveState,SubState,NRestarts,Result; "
+            f"journalctl -u {self.unit_name} -n 12 --no-pager -o short-precise; tail -n 8 {ROOT}/logs/ray.log"
+        )
+        return "\n".join(
+            f"--- {host}\n{self.sh(host, script, check=False)}"
+            for host, address in self.lab.addresses.items()
+            if address in addresses
+        )
 
     def heal(self, limit_s: float) -> None:
         """Every host is on and every Ray alive again: by itself, or else by a run of the playbook."""
@@ -277,6 +311,7 @@ class Cluster:
                 lambda: all(self.raylet(host) not in (None, before[host]) for host in others),
                 limit_s,
                 f"new raylets on {', '.join(others)}",
+                self.pause_s,
             )
         took_s = self.await_healthy(limit_s)
         print(f"{', '.join(hosts)}: all alive {took_s:.1f} s after sshd was up again")
@@ -319,7 +354,7 @@ def _run(command: Sequence[str], cluster: Cluster, wait_s: float, *, apart: bool
     return Done(done.returncode, output, time.monotonic() - began)
 
 
-def until(holds: Callable[[], object], limit_s: float, what: str) -> float:
+def until(holds: Callable[[], object], limit_s: float, what: str, pause_s: float = 0.3) -> float:
     """Waits until something holds.
 
     Returns:
@@ -329,5 +364,5 @@ def until(holds: Callable[[], object], limit_s: float, what: str) -> float:
     while not holds():
         waited_s = time.monotonic() - began
         assert waited_s < limit_s, f"after {waited_s:.0f} s not yet: {what}"
-        time.sleep(0.3)
+        time.sleep(pause_s)
     return time.monotonic() - began

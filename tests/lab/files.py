@@ -93,7 +93,8 @@ def _scalar(value: Any) -> str:
     return json.dumps(value)  # JSON is YAML
 
 
-# Ray gives its agents 15 s to start, which no setting changes: they must not import the dashboard's modules.
+# Ray gives its agents 15 s to start, which no setting changes: they must not import the dashboard's modules,
+# and nothing else must import Ray beside them.
 _DEFAULT_PIP = ClusterConfig().environment.pip
 _PIP = [
     pin.replace("ray[default,tune]", "ray[client,tune]").replace("[lightgbm,ray]", "[lightgbm]")
@@ -105,6 +106,7 @@ environment:
   pip: {json.dumps(_PIP)}
 ray:
   dashboard: {{enabled: false}}
+  log_to_driver: false                # one import less at the same time
   ports: {{dashboard_agent_grpc: 0, metrics_export: 0}}
 """
 

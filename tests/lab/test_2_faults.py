@@ -5,15 +5,12 @@ A clock that is wrong cannot be made here: all hosts have this machine's. tests/
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.lab.cluster import HEAD, HOSTS, NOTHING, ROOT, Cluster, Done, until
 from tests.lab.commands import run
@@ -22,19 +19,6 @@ from tests.lab.containers import HostSpec
 pytestmark = pytest.mark.timeout(600)
 
 AS_ALICE = "setpriv --reuid=alice --regid=alice --init-groups --reset-env --"
-
-
-@contextlib.contextmanager
-def inventory(cluster: Cluster, change: Callable[[dict], None]) -> Iterator[Path]:  # type: ignore[type-arg]
-    """The lab's inventory with something changed, as a file beside it."""
-    data = yaml.safe_load(cluster.lab.inventory.read_text())
-    change(data)
-    path = cluster.lab.inventory.with_name("changed.yml")
-    path.write_text(yaml.safe_dump(data))
-    try:
-        yield path
-    finally:
-        path.unlink()
 
 
 def worker(data: dict, name: str) -> dict:  # type: ignore[type-arg]
@@ -58,8 +42,8 @@ def log_ins(cluster: Cluster) -> list[str]:
 
 def test_two_heads_are_refused_before_any_host_is_asked(cluster: Cluster) -> None:
     before = log_ins(cluster)
-    with inventory(
-        cluster, lambda data: data["head"]["hosts"].update(n2=data["workers"]["hosts"].pop("n2"))
+    with cluster.changed_inventory(
+        lambda data: data["head"]["hosts"].update(n2=data["workers"]["hosts"].pop("n2"))
     ) as path:
         done = preflight(cluster, path)
     assert done.exit_code == 2
@@ -70,7 +54,7 @@ def test_two_heads_are_refused_before_any_host_is_asked(cluster: Cluster) -> Non
 
 
 def test_one_host_in_both_groups_is_refused(cluster: Cluster) -> None:
-    with inventory(cluster, lambda data: data["workers"]["hosts"].update(n1={})) as path:
+    with cluster.changed_inventory(lambda data: data["workers"]["hosts"].update(n1={})) as path:
         done = preflight(cluster, path)
     assert done.exit_code == 2
     assert "n1" in done.said
@@ -79,7 +63,7 @@ def test_one_host_in_both_groups_is_refused(cluster: Cluster) -> None:
 def test_two_names_with_one_address_are_refused_before_any_host_is_asked(cluster: Cluster) -> None:
     before = log_ins(cluster)
     address = cluster.lab.addresses["n3"]
-    with inventory(cluster, lambda data: worker(data, "n2").update(ansible_host=address)) as path:
+    with cluster.changed_inventory(lambda data: worker(data, "n2").update(ansible_host=address)) as path:
         done = cluster.play("preflight", inventory=path)
     assert done.exit_code != 0
     assert address in done.said
@@ -95,8 +79,8 @@ def test_a_wrong_key_is_told_with_user_and_what_to_check(cluster: Cluster) -> No
     other = cluster.directory / "other_key"
     if not other.exists():
         run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(other)])
-    with inventory(
-        cluster, lambda data: worker(data, "n2").update(ansible_ssh_private_key_file=str(other))
+    with cluster.changed_inventory(
+        lambda data: worker(data, "n2").update(ansible_ssh_private_key_file=str(other))
     ) as path:
         done = preflight(cluster, path)
     assert done.exit_code == 1
@@ -167,8 +151,8 @@ def test_two_names_for_one_machine_are_refused(cluster: Cluster) -> None:
     try:
         with (
             cluster.changed_file(cluster.lab.known_hosts, lambda text: text + key.replace(n3, second) + "\n"),
-            inventory(
-                cluster, lambda data: data["workers"]["hosts"].update(n4={"ansible_host": second})
+            cluster.changed_inventory(
+                lambda data: data["workers"]["hosts"].update(n4={"ansible_host": second})
             ) as path,
         ):
             done = preflight(cluster, path)
@@ -184,7 +168,9 @@ def test_two_names_for_one_machine_are_refused(cluster: Cluster) -> None:
 def test_a_full_disk_stops_the_playbook_before_any_host_is_changed(cluster: Cluster) -> None:
     cluster.sh("n2", "mkdir -p /small && mount -t tmpfs -o size=200m tmpfs /small")
     try:
-        with inventory(cluster, lambda data: data["all"]["vars"].update(raytools_root="/small")) as path:
+        with cluster.changed_inventory(
+            lambda data: data["all"]["vars"].update(raytools_root="/small")
+        ) as path:
             done = cluster.play("cluster", inventory=path)
     finally:
         cluster.sh("n2", "umount /small && rmdir /small")
@@ -214,6 +200,14 @@ def test_a_busy_port_is_told_with_process_pid_and_user(cluster: Cluster) -> None
 
 def with_port(text: str) -> str:
     return text + "ray:\n  ports: {node_manager: 10201}\n"
+
+
+def test_rays_isolation_is_refused_with_the_cause_where_it_cannot_work(cluster: Cluster) -> None:
+    with cluster.changed_file(cluster.lab.cluster_yaml, lambda text: text + "ray: {isolation: true}\n"):
+        refused = cluster.play("cluster")
+    assert refused.exit_code != 0
+    assert "ray.isolation: true needs cgroup v2 alone, found" in refused.said
+    assert refused.changed == NOTHING
 
 
 def test_another_users_ray_is_noted_and_on_our_ports_refused(cluster: Cluster) -> None:

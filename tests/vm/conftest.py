@@ -6,6 +6,7 @@ leaves out what is marked `long`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -33,7 +34,7 @@ _PROGRAMS = Path(__file__).with_name("programs")
 def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two machines on which nothing of raytools is; the first is the head."""
     name = os.environ.get("RAYTOOLS_LAB_NAME", "vm-suite")
-    cluster = Cluster(name, lab=lambda directory: Lab(name, checkout=directory), hosts=HOSTS)
+    cluster = Cluster(name, lab=lambda path: Lab(name, checkout=path), hosts=HOSTS, pause_s=20.0)
     failed_before = request.session.testsfailed
     try:
         if not (REUSE and cluster.lab.addresses):
@@ -82,10 +83,10 @@ def disturbed(provisioned: Cluster) -> Iterator[Cluster]:
 
 
 def _with_ray_alone(cluster_yaml: str) -> str:
-    """Another environment: AutoGluon's GB would take minutes to copy and to verify."""
+    """Another environment: AutoGluon's GB would take minutes to copy and to verify. No Ray client either."""
     changed, count = re.subn(
         r'name: emulated(.*)\n  pip: \["ray\[[^=]*(==[^"]*)".*',
-        r'name: core\1\n  pip: ["ray[client]\2"]',
+        r'name: core\1\n  pip: ["ray\2"]',
         cluster_yaml,
     )
     assert count == 1 or "emulated" not in cluster_yaml  # a machine that is not has the default one
@@ -102,14 +103,9 @@ def machine(cluster: Cluster, host: str) -> Machine:
 def driver(cluster: Cluster, program: str, *arguments: str) -> str:
     """The shell command that runs one of programs/ on the head, as a driver of the service account."""
     machine(cluster, HEAD).put({f"/opt/{program}": ((_PROGRAMS / program).read_text(), 0o644)})
-    toolkit = cluster.sh(HEAD, f'sed -n \'s/.*"toolkit": "\\([^"]*\\)".*/\\1/p\' {ROOT}/node.json')
-    variables = {
-        "RAY_ADDRESS": f"{cluster.lab.addresses[HEAD]}:6379",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": f"{ROOT}/token",
-        "RAYTOOLS_ROOT": ROOT,
-        "PYTHONPATH": toolkit,
-    }
-    assigned = [f"{name}={value}" for name, value in variables.items()]
-    python = [f"{ROOT}/envs/current/bin/python", f"/opt/{program}", *arguments]
-    return f"{AS_RAY} env {shlex.join([*assigned, *python])}"
+    node = json.loads(cluster.sh(HEAD, f"cat {ROOT}/node.json"))
+    python = f"{node['environment']['prefix']}/bin/python"
+    inside = [python, "-m", "raytools.node", "driver", "--root", ROOT]
+    return shlex.join(
+        ["env", f"PYTHONPATH={node['toolkit']}", *inside, "python", f"/opt/{program}", *arguments]
+    )

@@ -73,6 +73,7 @@ def test_every_limit_is_proven(cluster: Cluster, user: str) -> None:
             cluster.sh(WORKER, f"{node_code} grant --user alice --revoke")
 
 
+@pytest.mark.long
 def test_a_run_that_wants_more_memory_than_its_slot_dies_alone(cluster: Cluster) -> None:
     before = cluster.raylets()
     done = machine(cluster, HEAD).run(driver(cluster, "fill_slots.py"), wait_s=400)
@@ -85,7 +86,8 @@ def test_a_run_that_wants_more_memory_than_its_slot_dies_alone(cluster: Cluster)
         assert calm["enforced"]["time"] == "cgroup.kill"
         assert calm["enforced"]["missing"] == greedy["enforced"]["missing"] == []
         assert 0.85 < calm["used"]["memory_peak_bytes"] / calm["limits"]["memory_bytes"] <= 1
-        assert greedy["used"]["memory_peak_bytes"] <= greedy["limits"]["memory_bytes"]
+        # the kernel lets the process that it is about to kill have some pages more
+        assert greedy["used"]["memory_peak_bytes"] <= greedy["limits"]["memory_bytes"] + 2**20
         assert set(calm["limits"]["cpu_set"]).isdisjoint(greedy["limits"]["cpu_set"])
         assert calm["fairness"]["cpu_pressure_s"] is not None
         assert {calm["host"]["name"], greedy["host"]["name"]} == {host}

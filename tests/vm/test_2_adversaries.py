@@ -8,7 +8,7 @@ import pytest
 
 from tests.lab.cluster import Cluster
 from tests.vm.conftest import HOSTS, machine
-from tests.vm.inside import Case, run_inside
+from tests.vm.pytest_inside import Case, run_inside
 
 pytestmark = pytest.mark.timeout(2400)
 

@@ -21,6 +21,7 @@ from tests.lab.containers.hosts import HostSpec
 from tests.lab.hosts import Endpoint, LabError
 
 DEBIAN_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+REMOVAL_WAIT_S = 600.0  # each has an environment of some ten thousand files
 BOOT_WAIT_S = 90.0
 _MOST_FILES_AND_PROCESSES = 20000
 LAB_LABEL, CHECKOUT_LABEL, DIGEST_LABEL = "raytools.lab", "raytools.checkout", "raytools.digest"
@@ -110,7 +111,7 @@ def _found(listed: Mapping[str, Any]) -> Found:
 def remove(containers: Sequence[str]) -> None:
     """Kills and removes containers."""
     if containers:
-        podman("rm", "--force", "--time", "0", "--volumes", *containers)
+        podman("rm", "--force", "--time", "0", "--volumes", *containers, wait_s=REMOVAL_WAIT_S)
 
 
 def wait_until_up(container: str, spec: HostSpec, address: str) -> str:

@@ -6,12 +6,13 @@ The process table is the truth: a pid file may be missing when its writer was ki
 from __future__ import annotations
 
 import os
+import select
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.lab.commands import until
 from tests.lab.hosts import LabError
 from tests.lab.machines.qemu import PID_FILE_OPTION, PROGRAM
 
@@ -42,19 +43,21 @@ def machine_of(arguments: list[str]) -> Path | None:
 
 
 def kill(processes: Iterable[Running], wait_s: float = 10.0) -> None:
-    """Ends them at once, as a power failure does, and waits until they are gone.
+    """Ends them at once, as a power failure does, and waits until they are gone, locks of files included.
 
     Raises:
         LabError: one is still there.
     """
-    victims = [process for process in processes if _signal(process, signal.SIGKILL)]
-
-    def gone() -> bool | None:
-        return None if any(is_alive(process) for process in victims) else True
-
-    if until(gone, wait_s, every_s=0.02) is None:
-        left = ", ".join(str(process.pid) for process in victims if is_alive(process))
-        raise LabError(f"qemu does not end {wait_s:.0f} s after SIGKILL: pid {left}")
+    handles = {process.pid: handle for process in processes if (handle := _killed(process)) is not None}
+    deadline = time.monotonic() + wait_s
+    try:
+        for pid, handle in handles.items():
+            left_s = max(0.0, deadline - time.monotonic())
+            if not select.select([handle], [], [], left_s)[0]:
+                raise LabError(f"qemu does not end {wait_s:.0f} s after SIGKILL: pid {pid}")
+    finally:
+        for handle in handles.values():
+            os.close(handle)
 
 
 def is_alive(process: Running) -> bool:
@@ -62,21 +65,23 @@ def is_alive(process: Running) -> bool:
     return machine_of(_arguments(process.pid)) == process.directory
 
 
-def _signal(process: Running, which: signal.Signals) -> bool:
-    """Sends a signal unless the pid is another process's by now."""
+def _killed(process: Running) -> int | None:
+    """Kills it unless the pid is another process's by now; a handle that is readable when it has ended.
+
+    Its command line is gone long before its files are closed: only the handle tells the end.
+    """
     try:
         handle = os.pidfd_open(process.pid)
     except ProcessLookupError:
-        return False
+        return None
     try:
-        if not is_alive(process):
-            return False
-        signal.pidfd_send_signal(handle, which)
+        if is_alive(process):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            return handle
     except ProcessLookupError:
-        return False
-    finally:
-        os.close(handle)
-    return True
+        pass
+    os.close(handle)
+    return None
 
 
 def _arguments(pid: int) -> list[str]:

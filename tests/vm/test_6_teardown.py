@@ -35,12 +35,17 @@ def test_what_storage_alone_has_made_is_taken_down_too(provisioned: Cluster) -> 
     assert "nfs4" not in provisioned.sh(CLIENT, "cat /proc/mounts; ls /etc/systemd/system")
 
 
-def test_teardown_leaves_neither_export_nor_mount_nor_server(provisioned: Cluster) -> None:
+@pytest.mark.long
+def test_what_runs_have_made_is_kept_if_that_is_asked_for(provisioned: Cluster) -> None:
     provisioned.sh(SERVER, f"echo kept > {EXPORT}/results/kept")
-    kept = provisioned.play("teardown", "-e", "confirm=yes", "-e", "keep_data=yes")
-    assert kept.exit_code == 0, kept.output
+    done = provisioned.play("teardown", "-e", "confirm=yes", "-e", "keep_data=yes")
+    assert done.exit_code == 0, done.output
     assert provisioned.sh(SERVER, f"cat {EXPORT}/results/kept") == "kept"
     assert provisioned.play("storage").exit_code == 0
+
+
+@pytest.mark.long
+def test_teardown_leaves_neither_export_nor_mount_nor_server(provisioned: Cluster) -> None:
     done = provisioned.play("teardown", "-e", "confirm=yes")
     assert done.exit_code == 0, done.output
     for host in HOSTS:
@@ -51,4 +56,8 @@ def test_teardown_leaves_neither_export_nor_mount_nor_server(provisioned: Cluste
             "exportfs; systemctl is-active nfs-server | grep -v inactive; id ray; true",
         )
         assert left == "", host
+
+
+@pytest.mark.long
+def test_a_second_teardown_changes_nothing(provisioned: Cluster) -> None:
     assert provisioned.play("teardown", "-e", "confirm=yes").changed == NOTHING

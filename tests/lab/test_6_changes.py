@@ -161,6 +161,8 @@ def test_another_environment_with_the_same_ray_is_rolled_out_without_losing_work
         done = cluster.play("upgrade", "-e", "confirm=yes", "-e", "ray_drain_timeout=120")
         assert said.read_text().startswith("finished")
     assert done.exit_code == 0, done.output
+    # workers have to join the new head before the doctor looks at them
+    assert "Wait until Ray reports every declared node alive" in done.output
     assert "workers are drained and switched in turn" in done.said
     after = environments(cluster)
     assert len(set(after.values())) == 1
