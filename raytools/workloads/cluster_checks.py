@@ -1,4 +1,4 @@
-"""What workloads of scope `cluster` check alike: names of a list, packages, shared storage.
+"""What workloads of scope `cluster` check alike: names of a list, packages, shared storage, unused nodes.
 
 Standard library only: the controller and the head import this file.
 """
@@ -6,10 +6,10 @@ Standard library only: the controller and the head import this file.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from raytools.errors import RaytoolsError
-from raytools.workloads.base import ClusterContext
+from raytools.workloads.base import ClusterContext, Reason, WorkloadRun, run_name
 
 ALL = "all"
 _REQUIREMENTS = {"sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}  # where pip has another name
@@ -69,4 +69,16 @@ def require_shared(context: ClusterContext, why: str) -> None:
             f"{len(context.nodes)} nodes have no shared storage, and {why}",
             expected="storage of type existing or nfs in cluster.yaml",
             fix="Change it and run: ansible-playbook playbooks/cluster.yml",
+        )
+
+
+def judge_unused(run: WorkloadRun) -> Iterator[Reason]:
+    """A smoke of the cluster is one of all its nodes.
+
+    Args:
+        run: an entry with the metric `nodes_unused`, as `start_together.unused` has it.
+    """
+    if names := run.metrics.get("nodes_unused"):
+        yield Reason(
+            f"{run_name(run.record)}: {', '.join(names)} had nothing to do, though there was work for all"
         )

@@ -7,6 +7,7 @@ which goes when all is done. Standard library at import.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import resource
 import shutil
@@ -22,9 +23,10 @@ from typing import Any
 from raytools.errors import RaytoolsError
 from raytools.node.record import FAILED, OK, write_json
 from raytools.node.workload_link import Cancelled
+from raytools.workloads import start_together
 from raytools.workloads.base import ClusterContext, ClusterNode
 from raytools.workloads.cluster_checks import require_shared
-from raytools.workloads.many_models import TUNE, ManyModelsParameters, batch_of, methods_of
+from raytools.workloads.many_models import DATA, TUNE, ManyModelsParameters, batch_of, methods_of
 from raytools.workloads.many_models_data import Batch, batch_at, batches, make_table, table_path
 from raytools.workloads.many_models_fit import Fit, Work, serial_fit_times_s
 from raytools.workloads.many_models_methods import RUNNERS, Assignment, in_window
@@ -167,12 +169,14 @@ def _run_method(method: str, smoke: _Smoke) -> dict[str, Any]:
         for batch in left
     ]
     began = time.monotonic()
-    RUNNERS[method](Assignment(works, smoke.workers, smoke.cpus, progress.add))
+    _run(method, works, smoke, progress)
     wall_s = time.monotonic() - began
     smoke.context.report(method, "counts the models in the files")
+    counted = count(results, models).metrics()
     return {
         "method": method,
-        **count(results, models).metrics(),
+        **counted,
+        "nodes_unused": _unused(method, counted["nodes"], len(works), smoke),
         "models_before": models - progress.models,
         "models_refitted": _refitted(wanted, before, finished(results, wanted)),
         "batches": len(wanted),
@@ -180,6 +184,17 @@ def _run_method(method: str, smoke: _Smoke) -> dict[str, Any]:
         "tables_s": round(tables_s, 3),
         **speeds(progress.models, wall_s, serial_fit_s, smoke.cpus, smoke.parameters.cpus),
     }
+
+
+def _run(method: str, works: Sequence[Work], smoke: _Smoke, progress: _Progress) -> None:
+    gated = 0 if method == DATA else len(works)  # Ray Data decides itself how many nodes it needs
+    with start_together.gate(smoke.context.nodes, smoke.fit.cpus, gated) as gate:
+        works = [dataclasses.replace(work, gate=gate) for work in works]
+        RUNNERS[method](Assignment(works, smoke.workers, smoke.cpus, progress.add))
+
+
+def _unused(method: str, used: Sequence[str], works: int, smoke: _Smoke) -> list[str]:
+    return [] if method == DATA else start_together.unused(smoke.context.nodes, used, smoke.fit.cpus, works)
 
 
 def _make_tables(method: str, smoke: _Smoke, numbers: Sequence[int]) -> float:

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from raytools.workloads import start_together
 from raytools.workloads.many_models import RIDGE
 from raytools.workloads.many_models_data import Batch, read_keys, rows_of
 
@@ -125,12 +126,21 @@ def limit_threads(threads: int) -> None:
 
 @dataclass(frozen=True)
 class Work:
-    """One batch of a method: the table that its keys are in, and where its models are written."""
+    """One batch of a method.
+
+    Args:
+        batch: its keys.
+        fit: how they are fitted.
+        table: that they are in.
+        results: directory that its models are written in.
+        gate: that the first batch of each process waits at, see `start_together`; empty: none.
+    """
 
     batch: Batch
     fit: Fit
     table: str
     results: str
+    gate: str = ""
 
 
 def fit_batch(work: Work) -> int:
@@ -140,6 +150,7 @@ def fit_batch(work: Work) -> int:
 
     with pinned(work.fit.cpus, wait=_WAIT_FOR_CPUS):
         limit_threads(work.fit.cpus)
+        start_together.join(work.gate)
         models = [fit_key(key, x, y, work.fit) for key, x, y in read_keys(work.table, work.batch)]
         write_models(Path(work.results), work.batch, models)
     return sum(1 for model in models if model.problem)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from raytools.errors import RaytoolsError
 from raytools.workloads.base import ClusterContext, Prepared, Reason, WorkloadRun, option, run_name
-from raytools.workloads.cluster_checks import ALL, named, require_modules
+from raytools.workloads.cluster_checks import ALL, judge_unused, named, require_modules
 from raytools.workloads.tables import fetch, find_dataset
 
 PBT = "pbt"  # a scheduler that is its own search: it changes the trials it has
@@ -163,6 +163,7 @@ def _judge_one(parameters: TuneParameters, run: WorkloadRun) -> Iterator[Reason]
     seen = metrics.get("cpus_seen")
     if seen is not None and seen > parameters.cpus:
         yield Reason(f"{where}: a trial could use {seen} CPUs, it was to hold {parameters.cpus}")
+    yield from judge_unused(run)
     if metrics.get("trials_before"):
         yield Reason(
             f"{where}: was resumed, {metrics['trials_before']} trials had ended before; its wall time is "

@@ -7,6 +7,7 @@ each trial for TensorBoard. An interrupted one is restored from there. Standard 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
@@ -19,7 +20,8 @@ from typing import Any
 
 from raytools.node.record import FAILED, OK
 from raytools.node.workload_link import Cancelled
-from raytools.workloads.base import ClusterContext, ClusterNode
+from raytools.workloads import start_together
+from raytools.workloads.base import ClusterContext
 from raytools.workloads.cluster_checks import require_shared
 from raytools.workloads.tables import find_dataset, load_frame
 from raytools.workloads.tune import PBT, Pair, TuneParameters, pairs
@@ -73,12 +75,14 @@ def _run_pair(
     """Metrics of one experiment, and what went wrong in it."""
     context.report(pair.name, f"{parameters.trials} trials, at most {parameters.epochs} epochs each")
     directory = context.results_dir / "tune" / pair.name
-    tuner, before = _restored(directory, pair, parameters, task, context)
-    if tuner is None:
-        tuner = _new_tuner(directory, pair, parameters, task)
-    with _heard_by(context, pair.name), _ending_gently():
-        results = tuner.fit()
-    metrics = {"trials_before": before, "score_metric": task.score_metric, **_metrics(results, context.nodes)}
+    with start_together.gate(context.nodes, task.cpus, parameters.trials) as gate:
+        task = dataclasses.replace(task, gate=gate)
+        tuner, before = _restored(directory, pair, parameters, task, context)
+        if tuner is None:
+            tuner = _new_tuner(directory, pair, parameters, task)
+        with _heard_by(context, pair.name), _ending_gently():
+            results = tuner.fit()
+    metrics = {"trials_before": before, "score_metric": task.score_metric, **_metrics(results, context, task)}
     problem = None
     if results.num_errors:
         last_line = (str(results.errors[0]).strip().splitlines() or ["it said nothing"])[-1]
@@ -273,13 +277,14 @@ def _ending_gently() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _metrics(results: Any, nodes: Sequence[ClusterNode]) -> dict[str, Any]:
+def _metrics(results: Any, context: ClusterContext, task: Task) -> dict[str, Any]:
     """What an experiment came to. Epochs count as they were reported: one that was lost counts twice."""
     frames = [frame for one in results if (frame := one.metrics_dataframe) is not None and len(frame)]
-    names = {node.address: node.name for node in nodes}
+    names = {node.address: node.name for node in context.nodes}
     scored = [one for one in results if _best_of(one) is not None]
     best = max(scored, key=lambda one: _best_of(one) or 0.0, default=None)
     addresses = sorted({str(address) for frame in frames for address in frame["node_ip"]})
+    used = [names.get(address, address) for address in addresses]
     return {
         "trials": len(results),
         "trials_failed": results.num_errors,
@@ -287,7 +292,8 @@ def _metrics(results: Any, nodes: Sequence[ClusterNode]) -> dict[str, Any]:
         "best_score": None if best is None else _best_of(best),
         "best_settings": None if best is None else dict(best.config),
         "cpus_seen": max((int(frame["cpus"].max()) for frame in frames), default=None),
-        "nodes": [names.get(address, address) for address in addresses],
+        "nodes": used,
+        "nodes_unused": start_together.unused(context.nodes, used, task.cpus, len(results)),
     }
 
 

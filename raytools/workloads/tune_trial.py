@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raytools.workloads import start_together
+
 TREES_PER_EPOCH = 2
 _WAIT_FOR_CPUS = "5m"  # a `raytools run` from a shell may hold them, which Ray does not know
 _MODEL_NAME = "model.pickle"
@@ -30,6 +32,7 @@ class Task:
         quantity: whether the label is a quantity (then the score is R²) or a class (accuracy).
         seed: of the model.
         cpus: CPUs that each trial holds.
+        gate: that the first epoch of each process waits at, see `start_together`; empty: none.
     """
 
     x: Any
@@ -39,6 +42,7 @@ class Task:
     quantity: bool
     seed: int
     cpus: int
+    gate: str = ""
 
     @property
     def score_metric(self) -> str:
@@ -134,6 +138,7 @@ def _train(config: dict[str, Any], task: Task, save_every: int) -> None:
     from raytools.node.pinned import pinned
 
     with pinned(task.cpus, wait=_WAIT_FOR_CPUS):
+        start_together.join(task.gate)
         model = BoostedTrees(config, task)
         if checkpoint := tune.get_checkpoint():
             with checkpoint.as_directory() as directory:
@@ -167,6 +172,7 @@ def _trainable_class() -> type:
             return True
 
         def step(self) -> dict[str, Any]:
+            start_together.join(self._task.gate)  # not in setup: some searches start one after the other
             return self._trees.next_epoch()
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
