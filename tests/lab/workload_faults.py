@@ -7,14 +7,15 @@ import itertools
 import json
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.lab.cluster import HEAD, Cluster, until
 
-RESULTS = "/shared/results"
+RESULTS = "/shared/results"  # of the lab of containers
 
 
 @dataclass
@@ -51,6 +52,19 @@ class Smoke:
         self.process.wait(60)
 
 
+class Epoch(NamedTuple):
+    """One epoch that a trial reported, and where it was."""
+
+    address: str
+    pid: int
+    number: int
+
+    @property
+    def process(self) -> tuple[str, int]:
+        """On all hosts."""
+        return self.address, self.pid
+
+
 @contextlib.contextmanager
 def smoke(cluster: Cluster, *arguments: str) -> Iterator[Smoke]:
     """`raytools smoke … --json`, killed at the end of the block if it still runs."""
@@ -69,9 +83,36 @@ def smoke(cluster: Cluster, *arguments: str) -> Iterator[Smoke]:
         process.communicate()
 
 
-def newest(cluster: Cluster, workload: str) -> str:
+@contextlib.contextmanager
+def without_power(cluster: Cluster, host: str, during: str) -> Iterator[None]:
+    """A host loses its power; after the block it has it again, and the cluster is whole."""
+    began = time.monotonic()
+    cluster.lab.power_off(host, hard=True)
+    try:
+        yield
+    finally:
+        print(f"{host} without power during {during}: the end after {time.monotonic() - began:.0f} s")
+        cluster.lab.power_on(host)
+    cluster.await_healthy(90)
+
+
+@contextlib.contextmanager
+def without_raylet(cluster: Cluster, host: str, during: str) -> Iterator[None]:
+    """A host's raylet is killed, and its unit begins anew; after the block the cluster is whole."""
+    began = time.monotonic()
+    cluster.sh(host, f"kill -KILL {cluster.raylet(host)}")
+    yield
+    print(f"{host}'s raylet killed during {during}: the end after {time.monotonic() - began:.0f} s")
+    cluster.await_healthy(90)
+
+
+Fault = Callable[[Cluster, str, str], contextlib.AbstractContextManager[None]]
+FAULTS: dict[str, Fault] = {"power": without_power, "raylet": without_raylet}
+
+
+def newest(cluster: Cluster, workload: str, results: str = RESULTS) -> str:
     """The directory of the workload's last smoke, on the hosts."""
-    return cluster.sh(HEAD, f"ls -d {RESULTS}/{workload}/*/ | sort | tail -n 1").rstrip("/")
+    return cluster.sh(HEAD, f"ls -d {results}/{workload}/*/ | sort | tail -n 1").rstrip("/")
 
 
 def batches_of(cluster: Cluster, directory: str, method: str) -> int:
@@ -80,21 +121,21 @@ def batches_of(cluster: Cluster, directory: str, method: str) -> int:
     return int(listed or 0)
 
 
-def epochs_of_trials(cluster: Cluster, experiment: str) -> list[list[tuple[str, int]]]:
-    """Of each trial the address and number of its epochs, in the order in which they were reported."""
+def epochs_of_trials(cluster: Cluster, experiment: str) -> list[list[Epoch]]:
+    """Of each trial its epochs, in the order in which they were reported."""
     text = cluster.sh(HEAD, f"for file in {experiment}/*/result.json; do echo; cat $file; done")
     return [
-        [(one["node_ip"], one["epoch"]) for one in map(json.loads, block.splitlines())]
+        [Epoch(one["node_ip"], one["pid"], one["epoch"]) for one in map(json.loads, block.splitlines())]
         for block in text.split("\n\n")
         if block.strip()
     ]
 
 
-def moved(trials: Sequence[list[tuple[str, int]]], address: str) -> list[tuple[int, int]]:
-    """Of trials that began at an address and went on elsewhere: their last epoch there, and the next one."""
-    found = []
-    for trial in trials:
-        for (before, last), (after, following) in itertools.pairwise(trial):
-            if before == address != after:
-                found.append((last, following))
-    return found
+def restarted(trials: Sequence[Sequence[Epoch]], address: str) -> list[tuple[int, int]]:
+    """Of trials that left a process at an address for another one: last epoch there, and the next one."""
+    return [
+        (before.number, after.number)
+        for trial in trials
+        for before, after in itertools.pairwise(trial)
+        if before.address == address and before.process != after.process
+    ]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.cluster import Cluster, until
+from tests.lab.workload_faults import batches_of, newest, smoke
 from tests.vm.conftest import AS_RAY, EXPORT, HOSTS, MOUNT, NOTHING, machine
 
 pytestmark = pytest.mark.timeout(900)
@@ -75,6 +76,41 @@ def test_a_server_that_is_away_for_a_minute_makes_its_clients_wait_and_nothing_i
         healed_s = until(lambda: lines(disturbed) > before + 3, 150, "the writer goes on")
         print(f"the writer went on {healed_s:.1f} s after the server was back")
         assert_all_arrived(disturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_workload_waits_for_a_server_that_is_away_for_a_minute_and_no_model_is_lost(
+    disturbed: Cluster,
+) -> None:
+    arguments = (
+        "--workload",
+        "many-models",
+        "--set",
+        "fit=ridge",
+        "--set",
+        "models=20000",
+        "--set",
+        "batch=100",
+    )
+    with smoke(disturbed, *arguments, "--set", "methods=tasks") as running:
+        running.until_said("tasks: running: 20000 models in", 600)
+        directory = newest(disturbed, "many-models", f"{MOUNT}/results")
+        until(lambda: batches_of(disturbed, directory, "tasks") > 5, 300, "batches")
+        disturbed.sh(SERVER, "systemctl stop nfs-server")
+        try:
+            time.sleep(60)
+            assert running.process.poll() is None, running.said()
+        finally:
+            disturbed.sh(SERVER, "systemctl start nfs-server")
+        began = time.monotonic()
+        document = running.document(900)
+    print(f"many-models ended {time.monotonic() - began:.0f} s after the server was back")
+    assert document["verdict"] == "pass", document["reasons"]
+    (run,) = document["runs"]
+    metrics = run["metrics"]
+    assert (metrics["models"], metrics["models_missing"], metrics["models_repeated"]) == (20000, 0, 0)
+    assert metrics["nodes"] == list(HOSTS)
 
 
 @pytest.mark.long
