@@ -72,6 +72,27 @@ def require_shared(context: ClusterContext, why: str) -> None:
         )
 
 
+def require_ray(error: BaseException | None) -> None:
+    """Checks that it was not the end of the driver's own Ray, after which nothing more can be done.
+
+    Args:
+        error: what an entry ended with.
+
+    Raises:
+        RaytoolsError: Ray of the head is gone, or another one by now.
+    """
+    from ray.exceptions import LocalRayletDiedError
+
+    while error is not None:
+        if isinstance(error, LocalRayletDiedError):
+            raise RaytoolsError(
+                "Ray of the head ended while the workload ran",
+                expected="the Ray that the smoke began with",
+                fix="Run: raytools doctor. Then resume the smoke: what it has finished is kept",
+            ) from error
+        error = error.__cause__ or error.__context__
+
+
 def judge_unused(run: WorkloadRun) -> Iterator[Reason]:
     """A smoke of the cluster is one of all its nodes.
 

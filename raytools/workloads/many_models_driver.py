@@ -25,7 +25,7 @@ from raytools.node.record import FAILED, OK, write_json
 from raytools.node.workload_link import Cancelled
 from raytools.workloads import start_together
 from raytools.workloads.base import ClusterContext, ClusterNode
-from raytools.workloads.cluster_checks import require_shared
+from raytools.workloads.cluster_checks import require_ray, require_shared
 from raytools.workloads.many_models import DATA, TUNE, ManyModelsParameters, batch_of, methods_of
 from raytools.workloads.many_models_data import Batch, batch_at, batches, make_table, table_path
 from raytools.workloads.many_models_fit import Fit, Work, serial_fit_times_s
@@ -93,6 +93,7 @@ def run_methods(parameters: ManyModelsParameters, context: ClusterContext) -> No
             except Exception as error:  # of Ray or of a method: the others may do better
                 if _asked_to_end:
                     raise Cancelled from error
+                require_ray(error)
                 traceback.print_exc()
                 metrics, problem = {"method": method}, f"{type(error).__name__}: {_last_line(error)}"
             context.finished(method, metrics, time.monotonic() - began, FAILED if problem else OK, problem)

@@ -22,7 +22,7 @@ from raytools.node.record import FAILED, OK
 from raytools.node.workload_link import Cancelled
 from raytools.workloads import start_together
 from raytools.workloads.base import ClusterContext
-from raytools.workloads.cluster_checks import require_shared
+from raytools.workloads.cluster_checks import require_ray, require_shared
 from raytools.workloads.tables import find_dataset, load_frame
 from raytools.workloads.tune import PBT, Pair, TuneParameters, pairs
 from raytools.workloads.tune_trial import Task, make_task, trainable
@@ -56,6 +56,7 @@ def run_pairs(parameters: TuneParameters, context: ClusterContext) -> None:
         try:
             metrics, problem = _run_pair(pair, parameters, task, context)
         except Exception as error:  # noqa: BLE001 - of Tune or a search: the other pairs may do better
+            require_ray(error)
             traceback.print_exc()
             metrics, problem = {}, f"{type(error).__name__}: {_first_line(error)}"
         wall_s = time.monotonic() - began

@@ -235,12 +235,13 @@ class Cluster:
         return f"raytools-ray-{self.lab.name}.service"
 
     def raylet(self, host: str) -> int | None:
-        """The pid of our raylet there."""
-        found = [
-            pid
-            for pid in self.processes_named(host, "raylet")
-            if self.sh(host, f"grep -c /{self.unit_name} /proc/{pid}/cgroup", check=False) not in ("", "0")
-        ]
+        """The pid of our raylet there; a run may have a private Ray of its own, in a group below."""
+
+        def is_ours(pid: int) -> bool:
+            groups = self.sh(host, f"cat /proc/{pid}/cgroup", check=False)
+            return f"/{self.unit_name}" in groups and "/rt-run-" not in groups
+
+        found = [pid for pid in self.processes_named(host, "raylet") if is_ours(pid)]
         assert len(found) <= 1, found
         return found[0] if found else None
 
