@@ -88,7 +88,9 @@ class Progress:
             self._say(f"{event['lost']} was lost; it is done once more: {event['run']}")
         elif kind == "waiting":
             for waiting in event["runs"]:
-                self._change(waiting, "waiting", "for Ray to start a process, or for the slot; see: raytools slots")
+                self._change(
+                    waiting, "waiting", "for Ray to start a process, or for the slot; see: raytools slots"
+                )
         elif kind == "log":
             self._log.append(event["line"])
         elif kind == "trace":

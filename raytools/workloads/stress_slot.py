@@ -43,7 +43,7 @@ def stress(parameters: StressParameters, context: SlotContext) -> dict[str, Any]
     metrics["cpus_seen"] = len(cpus)
     with _crew(cpus if parameters.seconds or parameters.memory_share else ()) as crew:
         metrics |= _burn(crew, parameters.seconds, context)
-        metrics |= _fill(crew, int(parameters.memory_share * context.memory_bytes), context)
+        metrics |= _fill(crew, int(parameters.memory_share * context.memory_bytes), metrics["notes"], context)
     wanted_bytes = parse_size_bytes(parameters.file_size)
     places = {"": context.scratch_dir, "shared_": context.shared_dir if parameters.shared else None}
     for prefix, directory in places.items():
@@ -123,7 +123,9 @@ def _burn(crew: Sequence[_Member], seconds: float, context: SlotContext) -> dict
     }
 
 
-def _fill(crew: Sequence[_Member], target_bytes: int, context: SlotContext) -> dict[str, Any]:
+def _fill(
+    crew: Sequence[_Member], target_bytes: int, notes: list[str], context: SlotContext
+) -> dict[str, Any]:
     """Fills memory until all processes together have the target; all of it is there at the same time.
 
     The workers take equal parts of what this process and they themselves do not need already.
@@ -134,6 +136,10 @@ def _fill(crew: Sequence[_Member], target_bytes: int, context: SlotContext) -> d
     pids = [os.getpid(), *(member.process.pid for member in crew)]
     part_bytes = max(0, target_bytes - resident_bytes(pids)) // len(crew)
     answers = _all(crew, "hold", [part_bytes] * len(crew))
+    if any(answer["short"] for answer in answers):
+        notes.append(
+            "memory: stopped where the machine had next to none left: others use what the slot was promised"
+        )
     _all(crew, "check", [None] * len(crew))
     held_bytes = resident_bytes(pids)
     time.sleep(_HOLD_S)

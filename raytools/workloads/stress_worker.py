@@ -18,7 +18,8 @@ from typing import Any
 
 # One unit of work: BLAKE2b of 64 KiB. It fits every cache, and no CPU has instructions made for it.
 _BUFFER = bytes(range(256)) * 256
-_STEP_PAGES = 2**14  # 64 MiB at a time: their marks are 16 KiB
+_STEP_PAGES = 2**12  # 16 MiB at a time, of which each process may take one more than there is room for
+_LEFT_BYTES = 2**27  # of the machine: with less it would come to a standstill, and the kernel kill somebody
 _PAGE_BYTES = mmap.PAGESIZE
 
 
@@ -27,6 +28,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._block: mmap.mmap | None = None
+        self._touched_bytes = 0
 
     def burn(self, seconds: float) -> dict[str, Any]:
         """Works for so long; tells the units done, and the CPU and wall seconds they took.
@@ -47,14 +49,24 @@ class Worker:
         }
 
     def hold(self, size_bytes: int) -> dict[str, Any]:
-        """Takes memory that is nobody else's and touches every page of it; tells how long that took."""
-        size_bytes = size_bytes // _PAGE_BYTES * _PAGE_BYTES
+        """Takes memory that is nobody else's and touches every page of it; tells how long that took.
+
+        It stops where the machine has next to nothing left, though the slot was promised more.
+        """
+        size_bytes = max(0, size_bytes // _PAGE_BYTES * _PAGE_BYTES)
         began_s = time.monotonic()
-        if size_bytes > 0:
+        if size_bytes:
             self._block = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            for pages, marks in self._steps():
+            for pages, marks in self._steps(size_bytes):
+                if available_bytes() < _LEFT_BYTES:
+                    break
                 self._block[pages] = marks
-        return {"held_bytes": max(0, size_bytes), "wall_s": time.monotonic() - began_s}
+                self._touched_bytes = min(pages.stop, size_bytes)
+        return {
+            "held_bytes": self._touched_bytes,
+            "short": self._touched_bytes < size_bytes,
+            "wall_s": time.monotonic() - began_s,
+        }
 
     def check(self, _argument: None) -> dict[str, Any]:
         """Reads every page again.
@@ -62,18 +74,27 @@ class Worker:
         Raises:
             ValueError: one holds something else than was written.
         """
-        for pages, marks in self._steps():
+        for pages, marks in self._steps(self._touched_bytes):
             if self._block is not None and self._block[pages] != marks:
                 raise ValueError("memory holds something else than was written to it")
         return {}
 
-    def _steps(self) -> Iterator[tuple[slice, bytes]]:
-        """Slices of the block, one byte of each page, and what these bytes are."""
-        pages = 0 if self._block is None else len(self._block) // _PAGE_BYTES
+    def _steps(self, size_bytes: int) -> Iterator[tuple[slice, bytes]]:
+        """Slices of the block's beginning, one byte of each page, and what these bytes are."""
+        pages = size_bytes // _PAGE_BYTES
         marks = (bytes(range(1, 252)) * (_STEP_PAGES // 251 + 1))[:_STEP_PAGES]
         for first in range(0, pages, _STEP_PAGES):
             last = min(first + _STEP_PAGES, pages)
             yield slice(first * _PAGE_BYTES, last * _PAGE_BYTES, _PAGE_BYTES), marks[: last - first]
+
+
+def available_bytes() -> int:
+    """What the machine could still give to somebody, as the kernel estimates it."""
+    with open("/proc/meminfo") as file:  # noqa: PTH123 - pathlib takes memory that is the slot's
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo does not say what is available")
 
 
 def main(cpu: int) -> None:

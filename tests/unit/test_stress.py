@@ -139,6 +139,19 @@ def test_every_page_of_a_worker_is_in_ram_as_seen_from_outside() -> None:
         assert member.answer() == {}
 
 
+def test_memory_is_not_taken_from_a_machine_that_has_none_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = iter([2**40, 2**20])  # enough for one step
+    monkeypatch.setattr(stress_worker, "available_bytes", lambda: next(left))
+    worker = stress_worker.Worker()
+    answer = worker.hold(70 * MIB)
+    assert (answer["held_bytes"], answer["short"]) == (16 * MIB, True)
+    assert worker.check(None) == {}  # of what it has
+
+
+def test_what_a_machine_has_left_is_read_from_its_kernel() -> None:
+    assert 0 < stress_worker.available_bytes() < 2**50
+
+
 def test_memory_that_holds_something_else_than_was_written_is_found() -> None:
     worker = stress_worker.Worker()
     worker.hold(3 * MIB)
