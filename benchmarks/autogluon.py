@@ -25,7 +25,7 @@ from raytools.inventory import load_inventory
 from raytools.project import find_project
 from raytools.workloads.autogluon import AutoGluon, AutoGluonParameters
 
-BAR = 1.15
+BAR = 1.05
 _BARE = Path(__file__).with_name("autogluon_bare.py")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 

@@ -63,7 +63,9 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", type=int, default=20_000, help="how many (default 20000)")
-    parser.add_argument("--fit", default="boosting", help="boosting (default), some ms, or ridge, one ms")
+    parser.add_argument(
+        "--fit", default="boosting", help="boosting (default), some ms, ridge, one, or ols, a tenth"
+    )
     parser.add_argument("--runs", type=int, default=3, help="rounds (default 3)")
     parser.add_argument("-c", "--config", help="cluster.yaml to use")
     parser.add_argument("-i", "--inventory", help="inventory to use")

@@ -29,14 +29,14 @@ def write(directory: str, batch: Batch) -> None:
 @ray.remote(num_cpus=1)
 def fit_file(path: str, batch: Batch, fit: Fit) -> list:
     """All models of a file."""
-    limit_threads(1)
+    limit_threads(fit)
     return [fit_key(key, x, y, fit).score for key, x, y in read_keys(path, batch)]
 
 
 @ray.remote(num_cpus=1)
 def fit_one(fit: Fit, key: int, x: object, y: object) -> float:
     """One model, whose rows come along."""
-    limit_threads(1)
+    limit_threads(fit)
     return fit_key(key, x, y, fit).score
 
 

@@ -19,11 +19,12 @@ from raytools.workloads.cluster_checks import judge_unused, named, require_modul
 
 TASKS, POOL, DATA, TUNE = "tasks", "pool", "data", "tune"
 METHODS = (TASKS, POOL, DATA, TUNE)
-BOOSTING, RIDGE = "boosting", "ridge"
-FITS = (BOOSTING, RIDGE)
+BOOSTING, RIDGE, OLS = "boosting", "ridge", "ols"
+FITS = (BOOSTING, RIDGE, OLS)
 MOST_TUNE_MODELS = 1_000  # a trial of Tune costs many times such a fit
 _MOST_FILES = 100_000  # of one method; a directory with more of them is slow on shared storage
-_FEWEST_BATCHES, _LARGEST_BATCH = 64, 250  # 250 models are about a second: 1 % of it is what a task costs
+_FEWEST_BATCHES = 64
+_LARGEST_BATCHES = {BOOSTING: 250, RIDGE: 500, OLS: 5_000}  # about a second: 1 % of it is what a task costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +33,9 @@ class ManyModelsParameters:
 
     methods: tuple[str, ...] = option((TASKS, POOL, DATA), f"{', '.join(METHODS)}, or all")
     models: int = option(2_000, "how many, one for each key")
-    batch: int = option(0, "models of each task and of each file; 0: by their number, at most 250")
+    batch: int = option(0, "models of each task and of each file; 0: by their number, at most a second's")
     cpus: int = option(1, "CPUs of each model, held by raytools.pinned; its fit has as many threads")
-    fit: str = option(BOOSTING, f"what is fitted: {' or '.join(FITS)}")
+    fit: str = option(BOOSTING, f"what is fitted: {', '.join(FITS)}")
     seed: int = option(0, "of the tables and the fits")
     efficiency: float = option(0.0, "least CPU efficiency of each method, as a share; 0: only told")
 
@@ -84,7 +85,9 @@ class ManyModels:
 
     def check_on_head(self, parameters: ManyModelsParameters) -> None:
         """Whether the environment has what was asked for; see `ClusterWorkload.check_on_head`."""
-        needed = dict.fromkeys(("numpy", "pyarrow", "sklearn"), "the workload many-models")
+        needed = dict.fromkeys(("numpy", "pyarrow", "threadpoolctl"), "the workload many-models")
+        if parameters.fit != OLS:
+            needed["sklearn"] = f"fit={parameters.fit}"
         if {DATA, TUNE} & set(methods_of(parameters)):
             needed["pandas"] = "each of the methods data and tune"
         require_modules(needed)
@@ -116,7 +119,7 @@ def batch_of(parameters: ManyModelsParameters) -> int:
     """Models of each batch. The cluster has no say in it: a resumed smoke has to find the same batches."""
     if parameters.batch:
         return parameters.batch
-    return max(1, min(_LARGEST_BATCH, math.ceil(parameters.models / _FEWEST_BATCHES)))
+    return max(1, min(_LARGEST_BATCHES[parameters.fit], math.ceil(parameters.models / _FEWEST_BATCHES)))
 
 
 def _judge_one(parameters: ManyModelsParameters, run: WorkloadRun) -> Iterator[Reason]:

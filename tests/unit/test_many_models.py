@@ -39,7 +39,7 @@ def test_the_default_has_the_three_methods_without_a_limit() -> None:
         ("models=many", "found 'many', expected a number"),
         ("cpus=0", "cpus is 0"),
         ("seed=-1", "seed is -1"),
-        ("fit=forest", "there is no fit 'forest', expected one of boosting, ridge"),
+        ("fit=forest", "there is no fit 'forest', expected one of boosting, ridge, ols"),
         ("efficiency=nan", "efficiency is nan"),
         ("efficiency=80", "efficiency is 80.0, expected a share, at most 1"),
     ],
