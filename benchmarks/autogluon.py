@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/autogluon.py [--runs 3] [-c cluster.yaml] [-i inventory]
 
-The three take turns, so that a disturbance hits all alike. Bar: the fit in the slot takes at most 1.15 times
+The three take turns, so that a disturbance hits all alike. Bar: the fit in the slot takes at most 1.05 times
 the bare one; exits 1 when it is missed. Needs a running cluster whose head is this machine, otherwise idle.
 """
 

@@ -93,13 +93,13 @@ def require_ray(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def judge_unused(run: WorkloadRun) -> Iterator[Reason]:
+def judge_unused(run: WorkloadRun, *, fails: bool = True) -> Iterator[Reason]:
     """A smoke of the cluster is one of all its nodes.
 
     Args:
         run: an entry with the metric `nodes_unused`, as `start_together.unused` has it.
+        fails: whether that fails the verdict.
     """
     if names := run.metrics.get("nodes_unused"):
-        yield Reason(
-            f"{run_name(run.record)}: {', '.join(names)} had nothing to do, though there was work for all"
-        )
+        said = f"{run_name(run.record)}: {', '.join(names)} had nothing to do, though there was work for all"
+        yield Reason(said, fails=fails)

@@ -21,6 +21,7 @@ SCHEDULERS = ("fifo", "asha", "hyperband", "median", PBT)
 APIS = ("class", "function")
 _FEWEST_ROWS = 100
 _SAME_CONFIGURATIONS = ("random",)  # searches that try the same whatever the scheduler says
+_STARTING_ALL = ("random", PBT)  # of the others Tune starts one process after the other
 _SEARCH_PACKAGES = {"optuna": "optuna", "hyperopt": "hyperopt"}
 
 
@@ -163,7 +164,7 @@ def _judge_one(parameters: TuneParameters, run: WorkloadRun) -> Iterator[Reason]
     seen = metrics.get("cpus_seen")
     if seen is not None and seen > parameters.cpus:
         yield Reason(f"{where}: a trial could use {seen} CPUs, it was to hold {parameters.cpus}")
-    yield from judge_unused(run)
+    yield from judge_unused(run, fails=metrics.get("search") in _STARTING_ALL)
     if metrics.get("trials_before"):
         yield Reason(
             f"{where}: was resumed, {metrics['trials_before']} trials had ended before; its wall time is "

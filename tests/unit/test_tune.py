@@ -201,3 +201,15 @@ def test_trials_that_are_missing_and_cpus_that_were_not_held_fail() -> None:
 def test_an_entry_that_got_nowhere_is_left_to_its_record() -> None:
     record = entry_record("tune", "random-fifo", 1.0, "failed", "no room").to_json()
     assert judged(WorkloadRun(record, {"entry": "random-fifo"})) == []
+
+
+@pytest.mark.parametrize(("search", "fails"), [("random", True), ("pbt", True), ("optuna", False)])
+def test_a_node_without_trials_fails_unless_the_search_starts_them_one_by_one(
+    search: str, fails: bool
+) -> None:
+    metrics = {
+        "search": search, "scheduler": "fifo", "trials": 24, "best_score": 0.9, "budget_epochs": 9,
+        "nodes_unused": ["n3"],
+    }  # fmt: skip
+    reasons = Tune().judge(TuneParameters(), [WorkloadRun({"name": f"tune {search}-fifo"}, metrics)])
+    assert [(reason.fails, "n3 had nothing to do" in reason.text) for reason in reasons] == [(fails, True)]
