@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import logging
 import os
 import time as clock
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,8 @@ from raytools.units import parse_duration_s
 
 _held_by_thread: dict[int, set[int]] = {}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
+_SAID_AFTER_S = 5.0  # that it waits, and for whom; Ray shows it to the driver
+_log = logging.getLogger("raytools")
 
 
 @contextlib.contextmanager
@@ -82,7 +85,7 @@ def _candidates() -> list[int]:
 
 def _claim(candidates: Sequence[int], count: int, wait_s: float) -> Claim:
     """Polls, as these blocks are short and a Ray worker has to stay interruptible."""
-    deadline, pause_s = clock.monotonic() + wait_s, _FIRST_PAUSE_S
+    began, pause_s, said = clock.monotonic(), _FIRST_PAUSE_S, False
     holder = Holder(
         run_id=new_run_id(),
         pid=os.getpid(),
@@ -96,9 +99,13 @@ def _claim(candidates: Sequence[int], count: int, wait_s: float) -> Claim:
     while True:
         try:
             return claim_any(holder, candidates, count)
-        except BusyError:
-            if clock.monotonic() >= deadline:
+        except BusyError as error:
+            waited_s = clock.monotonic() - began
+            if waited_s >= wait_s:
                 raise
+            if not said and waited_s >= _SAID_AFTER_S:
+                said = True
+                _log.warning("raytools.pinned waits, at most %.0f s: %s", wait_s, error.found)
             clock.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 

@@ -32,9 +32,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 Emit = Callable[..., None]
 
 
-class Cancelled(
-    BaseException
-):  # not an error, and like KeyboardInterrupt nothing that a library should catch
+class Cancelled(BaseException):  # as KeyboardInterrupt, it is nothing that a library should catch
     """The requester is gone or wants no more."""
 
 

@@ -619,7 +619,9 @@ except ray.exceptions.RayTaskError as error:
     assert "pinned block" in text
     for pid in (first["pid"], second["pid"]):
         assert f"(pid {pid}" in text
-    assert notebook.ask("len(ray.wait([patient], timeout=0.1)[0])") == 0
+    assert notebook.ask("len(ray.wait([patient], timeout=6)[0])") == 0
+    logs = Path(notebook.ask("ray._private.worker._global_node.get_logs_dir_path()")).glob("worker-*.err")
+    assert any("raytools.pinned waits, at most 60 s: " in log.read_text() for log in logs)
     path.touch()
     assert sorted(notebook.ask("sum(ray.get(refs), [])")) == [0, 1]
     assert notebook.ask("ray.get(patient)")[0] in (0, 1)
