@@ -34,6 +34,7 @@ class Enforce(str, Enum):
 
 @app.command()
 def smoke(
+    context: typer.Context,
     workload: Annotated[
         str | None, typer.Option("--workload", metavar="NAME", help=f"What to run: {_WORKLOADS}.  [required]")
     ] = None,
@@ -88,7 +89,7 @@ def smoke(
         str | None,
         typer.Option(
             metavar="ID|DIR",
-            help="Do what an interrupted smoke has left (tune, many-models), as it was asked then.",
+            help="Do what an interrupted smoke has left (transfer, tune, many-models), as it was asked then.",
         ),
     ] = None,
     config: ConfigOption = None,
@@ -122,6 +123,7 @@ def smoke(
         )  # fmt: skip
     if resume is not None:
         asked = [name for name, value in typed.items() if value is not None] + ["set"] * bool(settings)
+        asked += [name for name in ("enforce", "max_slower") if _was_given(context, name)]
         _resume(resume, workload, asked, bool(baseline or save_baseline), config, inventory, as_json)
     if workload is None:
         raise RaytoolsError("no workload was named", expected=f"--workload with one of {_WORKLOADS}")
@@ -157,6 +159,12 @@ def smoke(
     if save_baseline:
         _save_baseline(save_baseline, result.document)
     raise typer.Exit(0 if result.document["verdict"] == "pass" else 1)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    """Whether a person wrote the option, which has a default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _resume(

@@ -6,6 +6,7 @@ What it is for is told by `raytools.workloads.base.second_look_of`. Ray is impor
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from raytools.node.workload_link import Emit
 from raytools.workloads.base import WorkloadRun, end_of, run_name
 
 _POLL_S = 0.2
+_LOOK_AT_NODES_S = 3.0
 
 
 def directory_name(number: int) -> str:
@@ -39,6 +41,7 @@ def look_again(
     runs: Sequence[WorkloadRun],
     start: Callable[[int, int], Any],
     outcome: Callable[[Any], WorkloadRun],
+    dead: Callable[[Sequence[Any]], dict[Any, WorkloadRun]],
     results: Path,
 ) -> tuple[list[WorkloadRun], list[str]]:
     """Has every run that ended `ok` looked at.
@@ -47,21 +50,26 @@ def look_again(
         runs: all first runs, in the order of their targets.
         start: starts the look at the run of the first number in the place of the second; returns a reference.
         outcome: what became of such a reference.
+        dead: which of such references are on nodes that are dead by now, and what became of them.
         results: the smoke's directory; the looks' records go there.
 
     Returns:
         The runs with what was found in their metrics, and one sentence for each look that did not end `ok`.
     """
-    ended = [number for number, run in enumerate(runs) if run.record.get("outcome") == "ok"]
-    places = lookers([str(runs[number].record["host"]["name"]) for number in ended])
-    pairs = [(owner, ended[place]) for owner, place in zip(ended, places, strict=True)]
+    whole = [number for number, run in enumerate(runs) if run.record.get("outcome") == "ok"]
+    places = lookers([str(runs[number].record["host"]["name"]) for number in whole])
+    pairs = [(owner, whole[place]) for owner, place in zip(whole, places, strict=True)]
     looks = {start(*pair): pair for pair in pairs}
     merged, troubles = list(runs), []
-    left = list(looks)
+    left, looked = list(looks), time.monotonic()
     while left:
         done, left = ray.wait(left, num_returns=1, timeout=_POLL_S)  # short: a signal is answered at once
-        for reference in done:
-            (owner, looker), look = looks[reference], outcome(reference)
+        ended = {reference: outcome(reference) for reference in done}
+        if time.monotonic() - looked > _LOOK_AT_NODES_S:
+            ended |= dead(left)
+            left, looked = [one for one in left if one not in ended], time.monotonic()
+        for reference, look in ended.items():
+            owner, looker = looks[reference]
             write_json(results / f"again-{owner}.json", {"record": look.record, "metrics": look.metrics})
             if look.record.get("outcome") == "ok":
                 merged[owner] = WorkloadRun(runs[owner].record, {**runs[owner].metrics, **look.metrics})

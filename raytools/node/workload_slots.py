@@ -234,7 +234,8 @@ class SlotSmoke:
                 self._emit("waiting", runs=[self._started[reference].run for reference in left])
             if now - looked > _LOOK_AT_NODES_S:
                 looked = now
-                self._give_up_on_dead_nodes([one for one in left if one not in self._runs])
+                for reference, run in self._on_dead_nodes([x for x in left if x not in self._runs]).items():
+                    self._ended(reference, run)
         return [self._runs[reference] for reference in self._started]
 
     def _ended(self, reference: Any, run: WorkloadRun) -> None:
@@ -260,13 +261,16 @@ class SlotSmoke:
         self._emit("again", run=target.run, lost=lost.run)
         self._start(target, "run", self._inputs, len(self._started))
 
-    def _give_up_on_dead_nodes(self, left: Sequence[Any]) -> None:
+    def _on_dead_nodes(self, left: Sequence[Any]) -> dict[Any, WorkloadRun]:
+        """Those that Ray itself would wait for much longer, and what became of them."""
         alive = {one["NodeID"] for one in self._ray.nodes() if one["Alive"]}
+        found = {}
         for reference in left:
             target = self._started[reference]
             if target.node_id not in alive:
                 self._ray.cancel(reference, force=True)
-                self._ended(reference, self._lost(reference, f"Ray holds its node, {target.host}, for dead"))
+                found[reference] = self._lost(reference, f"Ray holds its node, {target.host}, for dead")
+        return found
 
     def _outcome(self, reference: Any) -> WorkloadRun:
         """What became of one run; a run that Ray lost gets a record that says so."""
@@ -317,7 +321,9 @@ class SlotSmoke:
         def start(owner: int, looker: int) -> Any:
             return self._start(targets[looker], "look_again", {}, owner)
 
-        merged, troubles = workload_second.look_again(self._ray, runs, start, self._outcome, self._results)
+        merged, troubles = workload_second.look_again(
+            self._ray, runs, start, self._outcome, self._on_dead_nodes, self._results
+        )
         for target, run in zip(targets, merged, strict=True):  # the controller keeps what it has heard last
             found = {"record": run.record, "metrics": run.metrics}
             self._emit("finished", run=target.run, outcome=run.record["outcome"], **found)

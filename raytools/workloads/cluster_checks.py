@@ -1,4 +1,4 @@
-"""What workloads of scope `cluster` check alike: names of a list, packages, shared storage, unused nodes.
+"""What workloads of scope `cluster` check alike: names of a list, packages, shared storage, idle nodes.
 
 Standard library only: the controller and the head import this file.
 """
@@ -9,7 +9,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 
 from raytools.errors import RaytoolsError
-from raytools.workloads.base import ClusterContext, Reason, WorkloadRun, run_name
+from raytools.workloads.base import ClusterContext, ClusterNode, Reason, WorkloadRun, run_name
 
 ALL = "all"
 _REQUIREMENTS = {"sklearn": "scikit-learn", "mlflow": "mlflow-skinny"}  # where pip has another name
@@ -93,13 +93,34 @@ def require_ray(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def judge_unused(run: WorkloadRun, *, fails: bool = True) -> Iterator[Reason]:
-    """A smoke of the cluster is one of all its nodes.
+def judge_nodes(run: WorkloadRun) -> Iterator[Reason]:
+    """A smoke of the cluster is one of all its nodes. That one was lost is told: its work was done elsewhere.
 
     Args:
-        run: an entry with the metric `nodes_unused`, as `start_together.unused` has it.
-        fails: whether that fails the verdict.
+        run: an entry with the metrics `nodes_unused` and `nodes_lost`, as of `start_together.Nodes`.
     """
+    where = run_name(run.record)
     if names := run.metrics.get("nodes_unused"):
-        said = f"{run_name(run.record)}: {', '.join(names)} had nothing to do, though there was work for all"
-        yield Reason(said, fails=fails)
+        yield Reason(f"{where}: {', '.join(names)} had nothing to do, though there was work for all")
+    if names := run.metrics.get("nodes_lost"):
+        yield Reason(f"{where}: Ray has lost {', '.join(names)}; the others did its work", fails=False)
+
+
+def workers_of(nodes: Sequence[ClusterNode], cpus: int, what: str) -> int:
+    """How many works of so many CPUs fit on the nodes at a time; the CPUs of one are on one node.
+
+    Args:
+        nodes: of the cluster.
+        cpus: of each work.
+        what: one of them, for the message.
+
+    Raises:
+        RaytoolsError: no node has so many.
+    """
+    found = sum(node.slots * node.cpus // cpus for node in nodes)
+    if not found:
+        raise RaytoolsError(
+            f"{what} is to have {cpus} CPUs",
+            expected=f"at most {max(node.slots * node.cpus for node in nodes)}, what the largest node has",
+        )
+    return found

@@ -15,7 +15,7 @@ from typing import Literal
 
 from raytools.errors import RaytoolsError
 from raytools.workloads.base import ClusterContext, Prepared, Reason, WorkloadRun, option, run_name
-from raytools.workloads.cluster_checks import judge_unused, named, require_modules
+from raytools.workloads.cluster_checks import judge_nodes, named, require_modules
 
 TASKS, POOL, DATA, TUNE = "tasks", "pool", "data", "tune"
 METHODS = (TASKS, POOL, DATA, TUNE)
@@ -136,7 +136,7 @@ def _judge_one(parameters: ManyModelsParameters, run: WorkloadRun) -> Iterator[R
     seen = metrics.get("cpus_seen")
     if seen is not None and seen > parameters.cpus:
         yield Reason(f"{where}: a fit could use {seen} CPUs, it was to hold {parameters.cpus}")
-    yield from judge_unused(run)
+    yield from judge_nodes(run)
     efficiency = metrics.get("cpu_efficiency")
     if efficiency is not None and efficiency < parameters.efficiency:
         yield Reason(

@@ -20,12 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raytools.errors import RaytoolsError
 from raytools.node.record import FAILED, OK, write_json
 from raytools.node.workload_link import Cancelled
 from raytools.workloads import start_together
-from raytools.workloads.base import ClusterContext, ClusterNode
-from raytools.workloads.cluster_checks import require_ray, require_shared
+from raytools.workloads.base import ClusterContext
+from raytools.workloads.cluster_checks import require_ray, require_shared, workers_of
 from raytools.workloads.many_models import DATA, TUNE, ManyModelsParameters, batch_of, methods_of
 from raytools.workloads.many_models_data import Batch, batch_at, batches, make_table, table_path
 from raytools.workloads.many_models_fit import Fit, Work, serial_fit_times_s
@@ -79,7 +78,7 @@ def run_methods(parameters: ManyModelsParameters, context: ClusterContext) -> No
         parameters,
         context,
         cpus=sum(node.slots * node.cpus for node in context.nodes),
-        workers=_workers(context.nodes, parameters.cpus),
+        workers=workers_of(context.nodes, parameters.cpus, "a model"),
     )
     smoke.tables.mkdir(parents=True, exist_ok=True)
     with _heeding_signals():
@@ -123,17 +122,6 @@ def _heeding_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _workers(nodes: Sequence[ClusterNode], cpus: int) -> int:
-    """How many models fit on the nodes at a time; the CPUs of one model are on one node."""
-    found = sum(node.slots * node.cpus // cpus for node in nodes)
-    if not found:
-        raise RaytoolsError(
-            f"a model is to have {cpus} CPUs",
-            expected=f"at most {max(node.slots * node.cpus for node in nodes)}, what the largest node has",
-        )
-    return found
-
-
 def _last_line(error: Exception) -> str:
     """Ray has the trace of the worker first, and what was wrong in the last line."""
     return (str(error).strip().splitlines() or ["it said nothing"])[-1]
@@ -170,14 +158,14 @@ def _run_method(method: str, smoke: _Smoke) -> dict[str, Any]:
         for batch in left
     ]
     began = time.monotonic()
-    _run(method, works, smoke, progress)
+    used = _run(method, works, smoke, progress)
     wall_s = time.monotonic() - began
     smoke.context.report(method, "counts the models in the files")
-    counted = count(results, models).metrics()
     return {
         "method": method,
-        **counted,
-        "nodes_unused": _unused(method, counted["nodes"], len(works), smoke),
+        **count(results, models).metrics(),
+        "nodes_unused": used.unused,
+        "nodes_lost": used.lost,
         "models_before": models - progress.models,
         "models_refitted": _refitted(wanted, before, finished(results, wanted)),
         "batches": len(wanted),
@@ -187,15 +175,13 @@ def _run_method(method: str, smoke: _Smoke) -> dict[str, Any]:
     }
 
 
-def _run(method: str, works: Sequence[Work], smoke: _Smoke, progress: _Progress) -> None:
+def _run(method: str, works: Sequence[Work], smoke: _Smoke, progress: _Progress) -> start_together.Nodes:
     gated = 0 if method == DATA else len(works)  # Ray Data decides itself how many nodes it needs
-    with start_together.gate(smoke.context.nodes, smoke.fit.cpus, gated) as gate:
+    gate = start_together.gate_name() if gated else ""
+    with start_together.together(gate, smoke.context.nodes, smoke.fit.cpus, gated) as used:
         works = [dataclasses.replace(work, gate=gate) for work in works]
         RUNNERS[method](Assignment(works, smoke.workers, smoke.cpus, progress.add))
-
-
-def _unused(method: str, used: Sequence[str], works: int, smoke: _Smoke) -> list[str]:
-    return [] if method == DATA else start_together.unused(smoke.context.nodes, used, smoke.fit.cpus, works)
+    return used
 
 
 def _make_tables(method: str, smoke: _Smoke, numbers: Sequence[int]) -> float:

@@ -71,6 +71,8 @@ def fit_key(key: int, x: Any, y: Any, fit: Fit) -> Model:
     began = time.perf_counter()
     score, fingerprint, coefficients, problem = math.nan, 0, [], ""
     try:
+        # of float32 another CPU model may give other digits of the fingerprint
+        x, y = x.astype("float64"), y.astype("float64")
         model = _new_model(fit)
         model.fit(x[:-_HELD_OUT], y[:-_HELD_OUT])
         predicted = model.predict(x[-_HELD_OUT:])
@@ -97,7 +99,7 @@ class LeastSquares:
         import numpy
 
         with_one = numpy.column_stack([x, numpy.ones(len(x))])
-        *self.coef_, self.intercept_ = numpy.linalg.lstsq(with_one, y.astype(float), rcond=None)[0]
+        *self.coef_, self.intercept_ = numpy.linalg.lstsq(with_one, y, rcond=None)[0]
 
     def predict(self, x: Any) -> Any:
         """What the line says, (rows,); `x` as of `fit`."""

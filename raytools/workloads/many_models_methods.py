@@ -121,9 +121,10 @@ def _run_one_pool(works: Sequence[Work], assignment: Assignment) -> Exception | 
     from ray.util.multiprocessing import Pool
 
     cpus = works[0].fit.cpus
-    there = max(1, int(ray.cluster_resources().get("CPU", 0)) // cpus)
+    # by node: the CPUs of one process are on one, and a Pool waits for ever for more than there are
+    there = sum(int(node["Resources"].get("CPU", 0)) // cpus for node in ray.nodes() if node["Alive"])
     options = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
-    pool = Pool(processes=min(assignment.workers, there, len(works)), ray_remote_args=options)
+    pool = Pool(processes=max(1, min(assignment.workers, there, len(works))), ray_remote_args=options)
     lost = None
     try:
         for models in pool.imap_unordered(_fit_file, iter(works), chunksize=1):

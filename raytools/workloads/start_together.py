@@ -9,13 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from raytools.workloads.base import ClusterNode
 
 PATIENCE_S = (
     60.0  # from the first process on; a node that takes longer is left behind, and the verdict says so
 )
+_ANSWER_S = 30.0
+_MOST_WAITING = 100_000  # processes; Ray's own limit for an actor is 1,000
 
 
 class Gate:
@@ -36,36 +40,93 @@ class Gate:
         self._missing.discard(node_id)
         if not self._missing:
             self._open.set()
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(asyncio.TimeoutError):  # before Python 3.11 it is no TimeoutError
             await asyncio.wait_for(self._open.wait(), self._patience_s)
         self._open.set()
 
+    async def missing(self) -> set[str]:
+        """The nodes that have not come, not even late."""
+        return self._missing
 
-@contextlib.contextmanager
-def gate(nodes: Sequence[ClusterNode], cpus: int, works: int) -> Iterator[str]:
-    """A gate while it lasts.
+
+@dataclass
+class Nodes:
+    """How the nodes of a cluster were used; known when the work is over.
 
     Args:
+        unused: names of those that lived, and of which no process came to the gate.
+        lost: names of those that Ray holds for dead.
+    """
+
+    unused: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+def gate_name() -> str:
+    """A name for a gate. Until there is one of that name, and afterwards, nobody waits at it."""
+    return f"raytools-gate-{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def together(name: str, nodes: Sequence[ClusterNode], cpus: int, works: int) -> Iterator[Nodes]:
+    """A gate while the block lasts, if there is something to do for each living node.
+
+    Args:
+        name: of the gate, for `join`.
         nodes: of the cluster.
         cpus: of each work.
-        works: how many there are to do; with fewer than fit on the nodes at a time, some nodes have none.
+        works: how many there are to do, all of which Ray is asked for at once; 0 for no gate.
+    """
+    used = Nodes()
+    living = _living(nodes)
+    if wanted := to_come(living, cpus, works):
+        with _gate(name, wanted) as missing:
+            yield used
+            absent = missing()
+        used.unused = sorted(node.name for node in _living(living) if node.node_id in absent)
+    else:
+        yield used
+    used.lost = sorted({node.name for node in nodes} - {node.name for node in _living(nodes)})
 
-    Yields:
-        Its name, for `join`; empty if nobody has to wait.
+
+def to_come(nodes: Sequence[ClusterNode], cpus: int, works: int) -> list[str]:
+    """Ray's ids of the nodes that have something to do; none if some have not, or there is one node.
+
+    Args:
+        nodes: that live.
+        cpus, works: as of `together`.
     """
     room = {node.node_id: node.slots * node.cpus // cpus for node in nodes}
-    wanted = [node_id for node_id, at_a_time in room.items() if at_a_time]
-    if len(wanted) < 2 or works < sum(room.values()):
-        yield ""
-        return
+    found = [node_id for node_id, at_a_time in room.items() if at_a_time]
+    return found if len(found) > 1 and works >= sum(room.values()) else []
+
+
+def _living(nodes: Sequence[ClusterNode]) -> list[ClusterNode]:
     import ray
+
+    alive = {one["NodeID"] for one in ray.nodes() if one["Alive"]}
+    return [node for node in nodes if node.node_id in alive]
+
+
+@contextlib.contextmanager
+def _gate(name: str, node_ids: Sequence[str]) -> Iterator[Callable[[], set[str]]]:
+    """The gate; yields what asks it which nodes have not come, none if it does not answer."""
+    import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    name = f"raytools-gate-{secrets.token_hex(4)}"
-    actor = ray.remote(Gate).options(name=name, num_cpus=0, scheduling_strategy=here).remote(wanted)
+    options = {"name": name, "num_cpus": 0, "max_concurrency": _MOST_WAITING, "scheduling_strategy": here}
+    actor = ray.remote(Gate).options(**options).remote(node_ids)
+
+    def missing() -> set[str]:
+        try:
+            return set(ray.get(actor.missing.remote(), timeout=_ANSWER_S))
+        except RayError:
+            return set()
+
     try:
-        yield name
+        yield missing
     finally:
         ray.kill(actor)
 
@@ -77,21 +138,21 @@ def join(name: str) -> None:
     """Waits at a gate, once in each process. One that is gone, with its driver or its node, is open.
 
     Args:
-        name: what `gate` yielded.
+        name: as of `gate_name`; empty for none.
     """
     if not name or name in _joined:
         return
-    import ray
-    from ray.exceptions import RayActorError
-
     _joined.add(name)
-    with contextlib.suppress(ValueError, RayActorError):  # ValueError: no actor has this name any more
-        ray.get(ray.get_actor(name).join.remote(ray.get_runtime_context().get_node_id()))
+    # In a task's own thread Ray would give its CPU to another task meanwhile
+    waiting = threading.Thread(target=_wait, args=(name,), name="raytools-gate", daemon=True)
+    waiting.start()
+    waiting.join()
 
 
-def unused(nodes: Sequence[ClusterNode], used: Iterable[str], cpus: int, works: int) -> list[str]:
-    """Names of nodes that had nothing to do although there was enough for all; arguments as of `gate`."""
-    with_room = [node for node in nodes if node.slots * node.cpus >= cpus]
-    if works < sum(node.slots * node.cpus // cpus for node in with_room):
-        return []
-    return sorted({node.name for node in with_room} - set(used))
+def _wait(name: str) -> None:
+    import ray
+    from ray.exceptions import RayError
+
+    with contextlib.suppress(ValueError, RayError):  # ValueError: no actor has this name
+        gate = ray.get_actor(name)
+        ray.get(gate.join.remote(ray.get_runtime_context().get_node_id()), timeout=2 * PATIENCE_S)

@@ -222,7 +222,7 @@ def _transfer(
         answer, why = _answer(putting.pop(sender), _LOCAL_WORK_S)
         if answer is None:
             for receiver in receivers:
-                measured.problem((sender, receiver), f"{sender}: {why}")
+                measured.problem((sender, receiver), f"{sender}: {why}", sender)
             continue
         for receiver, reference, seconds in zip(receivers, answer[0], answer[2], strict=True):
             coming.setdefault(receiver, []).append(_Parcel(sender, reference, answer[1], seconds))
@@ -235,7 +235,7 @@ def _transfer(
         for parcel, (seconds, content) in zip(parcels, found or [(None, None)] * len(parcels), strict=True):
             pair = (parcel.sender, receiver)
             if why is not None:
-                measured.problem(pair, f"{receiver}: {why}")
+                measured.problem(pair, f"{receiver}: {why}", receiver)
             elif seconds is None:
                 measured.problem(pair, f"nothing arrived in {format_duration(patience_s)}")
             elif content != parcel.digest:
@@ -260,6 +260,7 @@ class _Measured:
         self._put_s: dict[str, list[float]] = {}
         self._problems: dict[tuple[str, str], str] = {}
         self._failures: collections.Counter[str] = collections.Counter()
+        self._succeeded: collections.Counter[str] = collections.Counter()  # transfers, by node
         for pair in pairs:
             if bad := next((name for name in pair if name in unready), None):
                 self._problems[pair] = f"{bad}: {unready[bad]}"
@@ -271,15 +272,22 @@ class _Measured:
                 self._problems.setdefault(pair, f"was not tried: {gone} failed {self._failures[gone]} times")
         return [pair for pair in pairs if pair not in self._problems]
 
-    def problem(self, pair: tuple[str, str], why: str) -> None:
-        """Notes why a pair failed."""
+    def problem(self, pair: tuple[str, str], why: str, culprit: str | None = None) -> None:
+        """Notes why a pair failed.
+
+        Args:
+            pair: sender and receiver.
+            why: for people.
+            culprit: the one that did not answer; None where it may be either, or what is between them.
+        """
         self._problems[pair] = why
-        self._failures.update(set(pair))
+        self._failures.update({culprit} if culprit else {one for one in pair if not self._succeeded[one]})
 
     def add(self, pair: tuple[str, str], seconds: float, put_s: float) -> None:
         """Notes a transfer. Into the own store putting is all there is to it."""
         self._seconds[pair].append(seconds + (put_s if pair[0] == pair[1] else 0.0))
         self._put_s.setdefault(pair[0], []).append(put_s)
+        self._succeeded.update(set(pair))
 
     def metrics(self, *, at_once: bool) -> dict[str, Any]:
         """Of each pair the median over its rounds; of each node all its pairs, next to the other nodes.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from raytools.errors import RaytoolsError
 from raytools.workloads.base import ClusterContext, Prepared, Reason, WorkloadRun, option, run_name
-from raytools.workloads.cluster_checks import ALL, judge_unused, named, require_modules
+from raytools.workloads.cluster_checks import ALL, judge_nodes, named, require_modules
 from raytools.workloads.tables import fetch, find_dataset
 
 PBT = "pbt"  # a scheduler that is its own search: it changes the trials it has
@@ -21,7 +21,7 @@ SCHEDULERS = ("fifo", "asha", "hyperband", "median", PBT)
 APIS = ("class", "function")
 _FEWEST_ROWS = 100
 _SAME_CONFIGURATIONS = ("random",)  # searches that try the same whatever the scheduler says
-_STARTING_ALL = ("random", PBT)  # of the others Tune starts one process after the other
+STARTING_ALL = ("random", PBT)  # of the other searches Tune starts one process after the other
 _SEARCH_PACKAGES = {"optuna": "optuna", "hyperopt": "hyperopt"}
 
 
@@ -164,7 +164,7 @@ def _judge_one(parameters: TuneParameters, run: WorkloadRun) -> Iterator[Reason]
     seen = metrics.get("cpus_seen")
     if seen is not None and seen > parameters.cpus:
         yield Reason(f"{where}: a trial could use {seen} CPUs, it was to hold {parameters.cpus}")
-    yield from judge_unused(run, fails=metrics.get("search") in _STARTING_ALL)
+    yield from judge_nodes(run)
     if metrics.get("trials_before"):
         yield Reason(
             f"{where}: was resumed, {metrics['trials_before']} trials had ended before; its wall time is "

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-import shutil
+import secrets
 import signal
 import time
 import traceback
@@ -21,10 +21,10 @@ from typing import Any
 from raytools.node.record import FAILED, OK
 from raytools.node.workload_link import Cancelled
 from raytools.workloads import start_together
-from raytools.workloads.base import ClusterContext
-from raytools.workloads.cluster_checks import require_ray, require_shared
+from raytools.workloads.base import ClusterContext, ClusterNode
+from raytools.workloads.cluster_checks import require_ray, require_shared, workers_of
 from raytools.workloads.tables import find_dataset, load_frame
-from raytools.workloads.tune import PBT, Pair, TuneParameters, pairs
+from raytools.workloads.tune import PBT, STARTING_ALL, Pair, TuneParameters, pairs
 from raytools.workloads.tune_trial import Task, make_task, trainable
 
 METRIC, MODE, TIME = "score", "max", "epoch"
@@ -42,9 +42,11 @@ def run_pairs(parameters: TuneParameters, context: ClusterContext) -> None:
     """Every pair that is not done yet, one after the other; each has the whole cluster.
 
     Raises:
-        RaytoolsError: trials of several nodes have no directory that all of them see.
+        RaytoolsError: trials of several nodes have no directory that all of them see, or no node has the CPUs
+            of one.
     """
     require_shared(context, "a trial may go on on another node")
+    workers_of(context.nodes, parameters.cpus, "a trial")
     if parameters.mlflow:  # its release 3 has the file store in maintenance, and asks for this
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -76,14 +78,25 @@ def _run_pair(
     """Metrics of one experiment, and what went wrong in it."""
     context.report(pair.name, f"{parameters.trials} trials, at most {parameters.epochs} epochs each")
     directory = context.results_dir / "tune" / pair.name
-    with start_together.gate(context.nodes, task.cpus, parameters.trials) as gate:
-        task = dataclasses.replace(task, gate=gate)
-        tuner, before = _restored(directory, pair, parameters, task, context)
-        if tuner is None:
-            tuner = _new_tuner(directory, pair, parameters, task)
-        with _heard_by(context, pair.name), _ending_gently():
-            results = tuner.fit()
-    metrics = {"trials_before": before, "score_metric": task.score_metric, **_metrics(results, context, task)}
+    gated = pair.search in STARTING_ALL
+    task = dataclasses.replace(task, gate=start_together.gate_name() if gated else "")
+    tuner, before = _restored(directory, pair, parameters, task, context)
+    if tuner is None:
+        tuner = _new_tuner(directory, pair, parameters, task)
+    left = parameters.trials - before if gated else 0
+    with (
+        start_together.together(task.gate, context.nodes, task.cpus, left) as used,
+        _heard_by(context, pair.name),
+        _ending_gently(),
+    ):
+        results = tuner.fit()
+    metrics = {
+        "trials_before": before,
+        "score_metric": task.score_metric,
+        **_metrics(results, context.nodes),
+        "nodes_unused": used.unused,
+        "nodes_lost": used.lost,
+    }
     problem = None
     if results.num_errors:
         last_line = (str(results.errors[0]).strip().splitlines() or ["it said nothing"])[-1]
@@ -103,9 +116,16 @@ def _restored(
         trial = trainable(parameters.api, task, _save_every(pair, parameters))
         tuner = tune.Tuner.restore(str(directory), trial, restart_errored=True)
         before = tuner.get_results().num_terminated
-    except Exception as error:  # noqa: BLE001 - whatever it is that Tune cannot read: the entry is done anew
-        context.report(pair.name, f"what was begun cannot be restored ({_first_line(error)}): from the start")
-        shutil.rmtree(directory)
+    except Exception as error:  # whatever it is that Tune cannot read: the entry is done anew
+        if isinstance(error, (OSError, SystemError)) and not isinstance(error, FileNotFoundError):
+            raise  # storage that does not answer, a signal: nothing is wrong with what is there
+        require_ray(error)
+        aside = directory.with_name(f"{directory.name}.unreadable-{secrets.token_hex(4)}")
+        directory.rename(aside)
+        context.report(
+            pair.name,
+            f"what was begun cannot be restored ({_first_line(error)}): from the start; see {aside}",
+        )
         return None, 0
     context.report(pair.name, f"goes on where it was interrupted, {before} trials had ended")
     return tuner, before
@@ -278,14 +298,13 @@ def _ending_gently() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _metrics(results: Any, context: ClusterContext, task: Task) -> dict[str, Any]:
+def _metrics(results: Any, nodes: Sequence[ClusterNode]) -> dict[str, Any]:
     """What an experiment came to. Epochs count as they were reported: one that was lost counts twice."""
     frames = [frame for one in results if (frame := one.metrics_dataframe) is not None and len(frame)]
-    names = {node.address: node.name for node in context.nodes}
+    names = {node.address: node.name for node in nodes}
     scored = [one for one in results if _best_of(one) is not None]
     best = max(scored, key=lambda one: _best_of(one) or 0.0, default=None)
     addresses = sorted({str(address) for frame in frames for address in frame["node_ip"]})
-    used = [names.get(address, address) for address in addresses]
     return {
         "trials": len(results),
         "trials_failed": results.num_errors,
@@ -293,8 +312,7 @@ def _metrics(results: Any, context: ClusterContext, task: Task) -> dict[str, Any
         "best_score": None if best is None else _best_of(best),
         "best_settings": None if best is None else dict(best.config),
         "cpus_seen": max((int(frame["cpus"].max()) for frame in frames), default=None),
-        "nodes": used,
-        "nodes_unused": start_together.unused(context.nodes, used, task.cpus, len(results)),
+        "nodes": [names.get(address, address) for address in addresses],
     }
 
 

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from raytools.workloads.base import ClusterNode, WorkloadRun
-from raytools.workloads.cluster_checks import judge_unused
-from raytools.workloads.start_together import Gate, gate, join, unused
+from raytools.workloads.cluster_checks import judge_nodes
+from raytools.workloads.start_together import Gate, join, to_come
 
 
 def nodes(*cpus: int) -> list[ClusterNode]:
@@ -49,24 +49,43 @@ def test_a_node_that_does_not_come_is_waited_for_once() -> None:
     assert asyncio.run(play()) < 0.03
 
 
+def test_a_node_that_comes_late_is_not_missing_any_more() -> None:
+    async def play() -> list[set[str]]:
+        waiting, seen = Gate(["a", "b"], patience_s=0.01), []
+        await waiting.join("a")
+        seen.append(set(await waiting.missing()))
+        await waiting.join("b")
+        return [*seen, await waiting.missing()]
+
+    assert asyncio.run(play()) == [{"b"}, set()]
+
+
 @pytest.mark.parametrize(
-    ("cpus", "works"), [((8,), 100), ((2, 1), 100), ((2, 2), 1)], ids=["one node", "one with room", "little"]
+    ("cpus", "works", "ids"),
+    [
+        pytest.param((2, 2, 1), 2, ["id1", "id2"], id="two with room"),
+        pytest.param((8,), 100, [], id="one node"),
+        pytest.param((2, 1), 100, [], id="one with room"),
+        pytest.param((2, 2), 1, [], id="not enough for all"),
+        pytest.param((8, 2), 4, [], id="maybe all of it on the large one"),
+    ],
 )
-def test_nobody_waits_where_some_nodes_would_have_nothing_to_do(cpus: tuple[int, ...], works: int) -> None:
-    with gate(nodes(*cpus), 2, works) as name:
-        assert name == ""
-        join(name)  # and needs no Ray
+def test_nodes_are_waited_for_where_each_will_have_something_to_do(
+    cpus: tuple[int, ...], works: int, ids: list[str]
+) -> None:
+    assert to_come(nodes(*cpus), 2, works) == ids
 
 
-def test_a_node_without_work_is_named_if_there_was_work_for_all() -> None:
-    assert unused(nodes(2, 2, 1), ["n1"], cpus=2, works=2) == ["n2"]
-    assert unused(nodes(2, 2, 1), ["n1", "n2"], cpus=2, works=2) == []
-    assert unused(nodes(2, 2, 1), ["n1"], cpus=2, works=1) == []
+def test_where_there_is_no_gate_nobody_needs_ray() -> None:
+    join("")
 
 
-def test_an_unused_node_fails_the_verdict() -> None:
-    run = WorkloadRun({"name": "tune random-fifo"}, {"nodes_unused": ["n2", "n3"]})
-    (reason,) = judge_unused(run)
+def test_an_unused_node_fails_the_verdict_and_a_lost_one_is_told() -> None:
+    record = {"name": "tune random-fifo"}
+    (reason,) = judge_nodes(WorkloadRun(record, {"nodes_unused": ["n2", "n3"], "nodes_lost": []}))
     assert "n2, n3 had nothing to do" in reason.text
     assert reason.fails
-    assert list(judge_unused(WorkloadRun({"name": "tune random-fifo"}, {}))) == []
+    (reason,) = judge_nodes(WorkloadRun(record, {"nodes_unused": [], "nodes_lost": ["n3"]}))
+    assert "Ray has lost n3" in reason.text
+    assert not reason.fails
+    assert list(judge_nodes(WorkloadRun(record, {}))) == []

@@ -102,6 +102,20 @@ def test_a_node_that_failed_twice_is_not_waited_for_again() -> None:
     assert problems["c", "d"] == ""
 
 
+def test_a_dead_node_is_not_blamed_on_those_that_wait_for_it() -> None:
+    pairs = pairs_of(["a", "b", "c", "dead"], 7)
+    found = _Measured(pairs, MB, {})
+    for pair in pairs:  # all at once: senders first
+        if pair[0] == "dead":
+            found.problem(pair, "dead: did not answer", "dead")
+    for pair in pairs:
+        if pair[1] == "dead":
+            found.problem(pair, "dead: did not answer", "dead")
+        elif pair[0] != "dead":
+            found.add(pair, 0.1, put_s=0.1)
+    assert set(found.worth_trying(pairs)) == {pair for pair in pairs if "dead" not in pair}
+
+
 def test_pairs_of_a_node_without_a_station_failed_already() -> None:
     pairs = pairs_of(["a", "b", "c"], 7)
     found = _Measured(pairs, MB, {"b": "did not answer"})

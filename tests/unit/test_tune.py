@@ -203,13 +203,8 @@ def test_an_entry_that_got_nowhere_is_left_to_its_record() -> None:
     assert judged(WorkloadRun(record, {"entry": "random-fifo"})) == []
 
 
-@pytest.mark.parametrize(("search", "fails"), [("random", True), ("pbt", True), ("optuna", False)])
-def test_a_node_without_trials_fails_unless_the_search_starts_them_one_by_one(
-    search: str, fails: bool
-) -> None:
-    metrics = {
-        "search": search, "scheduler": "fifo", "trials": 24, "best_score": 0.9, "budget_epochs": 9,
-        "nodes_unused": ["n3"],
-    }  # fmt: skip
-    reasons = Tune().judge(TuneParameters(), [WorkloadRun({"name": f"tune {search}-fifo"}, metrics)])
-    assert [(reason.fails, "n3 had nothing to do" in reason.text) for reason in reasons] == [(fails, True)]
+def test_more_cpus_than_any_node_has_are_refused(tmp_path: Path) -> None:
+    nodes = [ClusterNode("n1", "", "id1", slots=1, cpus=4, memory_bytes=1)]
+    context = ClusterContext(nodes, {}, tmp_path, True, print, print, print)  # type: ignore[arg-type]
+    with pytest.raises(RaytoolsError, match=r"a trial is to have 8 CPUs, expected at most 4"):
+        run_pairs(TuneParameters(cpus=8), context)

@@ -282,6 +282,8 @@ def test_what_the_environment_lacks_is_said_before_anything_is_there(cluster: Cl
         (["--resume", "1234"], "no smokes below"),
         (["--resume", "latest", "--set", "word=ham"], "--set was given with --resume"),
         (["--resume", "latest", "--time-limit", "3s"], "--time-limit was given with --resume"),
+        (["--resume", "latest", "--enforce", "strict"], "--enforce was given with --resume"),
+        (["--resume", "latest", "--max-slower", "20%"], "--max-slower was given with --resume"),
         (["--workload", "three", "--save-baseline", "b.json"], "three does not compare nodes"),
     ],
 )

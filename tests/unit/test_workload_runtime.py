@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,19 @@ class Looks:
         where = f"n{self.started[reference - 1][1]}" if outcome != "refused" else None
         return first_run(where, outcome, **metrics)
 
+    def dead(self, left: Sequence[int]) -> dict[int, WorkloadRun]:
+        return {}
+
+
+class Silent(Looks):
+    """Looks of which none ends: their node is dead."""
+
+    def wait(self, left: list[int], num_returns: int, timeout: float) -> tuple[list[int], list[int]]:
+        return [], left
+
+    def dead(self, left: Sequence[int]) -> dict[int, WorkloadRun]:
+        return {reference: first_run(None, "lost") for reference in left}
+
 
 def first_run(name: str | None, outcome: str = "ok", **metrics: Any) -> WorkloadRun:
     return WorkloadRun({"host": {"name": name, "slot": 0}, "outcome": outcome}, metrics)
@@ -133,7 +147,9 @@ def first_run(name: str | None, outcome: str = "ok", **metrics: Any) -> Workload
 def test_what_a_second_look_finds_is_added_to_the_run_whose_work_it_was(tmp_path: Path) -> None:
     runs = [first_run("n0", own=1, on="n0"), first_run("n1", "failed"), first_run("n2", own=3, on="n2")]
     looks = Looks("ok", {"on": "elsewhere"})
-    found, troubles = workload_second.look_again(looks, runs, looks.start, looks.outcome, tmp_path)
+    found, troubles = workload_second.look_again(
+        looks, runs, looks.start, looks.outcome, looks.dead, tmp_path
+    )
     assert looks.started == [(0, 2), (2, 0)]  # what failed has left nothing, and may not look
     assert [run.metrics for run in found] == [
         {"own": 1, "on": "elsewhere"},
@@ -147,9 +163,24 @@ def test_what_a_second_look_finds_is_added_to_the_run_whose_work_it_was(tmp_path
 def test_a_second_look_that_fails_is_told_and_takes_nothing_from_the_run(tmp_path: Path) -> None:
     runs = [first_run("n0", on="n0"), first_run("n1", on="n1")]
     looks = Looks("refused", {})
-    found, troubles = workload_second.look_again(looks, runs, looks.start, looks.outcome, tmp_path)
+    found, troubles = workload_second.look_again(
+        looks, runs, looks.start, looks.outcome, looks.dead, tmp_path
+    )
     assert [run.metrics for run in found] == [{"on": "n0"}, {"on": "n1"}]
     assert troubles[0].startswith("n1: the look at what n0 had left: outcome refused")
+
+
+def test_a_second_look_on_a_dead_node_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workload_second, "_LOOK_AT_NODES_S", 0)
+    runs = [first_run("n0", on="n0"), first_run("n1", on="n1")]
+    looks = Silent("ok", {})
+    found, troubles = workload_second.look_again(
+        looks, runs, looks.start, looks.outcome, looks.dead, tmp_path
+    )
+    assert [run.metrics for run in found] == [{"on": "n0"}, {"on": "n1"}]
+    assert [trouble.partition(": outcome ")[2] for trouble in troubles] == ["lost", "lost"]
 
 
 def test_what_was_handed_over_is_removed_with_the_smoke(tmp_path: Path) -> None:
