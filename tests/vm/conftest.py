@@ -55,7 +55,7 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def built(bare: Cluster) -> Done:
     """The first run of the playbook. Its outcome is a test's subject."""
-    return bare.play("cluster", wait_s=1200)
+    return bare.play("cluster", wait_s=2100)  # the environment is built, if nobody has before
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 from tests.lab.cluster import ROOT, Cluster, Done
 from tests.vm.conftest import AS_RAY, HEAD, HOSTS, NOTHING, WORKER, driver, machine
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = pytest.mark.timeout(2400)
 
 PROOFS = {"cpu", "memory", "processes", "time", "orphans", "confinement"}
 
