@@ -40,7 +40,6 @@ HostText = Annotated[str, kinds.text(r"[A-Za-z0-9_.:-]+", "a host name or an add
 VariableName = Annotated[str, kinds.text(r"[A-Za-z_][A-Za-z0-9_]*", "the name of an environment variable")]
 Variables: TypeAlias = dict[VariableName, Annotated[str, kinds.variable_value()]]
 Port = Annotated[int, kinds.number(1, 65535)]
-PortOrAny = Annotated[int, kinds.number(0, 65535)]  # 0: Ray chooses
 Count = Annotated[int, kinds.number(0, 4096)]
 
 
@@ -130,11 +129,7 @@ _STORAGE_TYPES: dict[str, type[Section]] = {
 
 
 class PortsConfig(Section):
-    """Every port Ray would otherwise choose at random, below the kernel's range for outgoing connections.
-
-    For the two ports of Ray's agents that only it and Prometheus use, 0 leaves the choice to Ray. It then
-    waits 15 s for each of them, one after the other, instead of 15 s for all: a slow machine needs that.
-    """
+    """Every port Ray would otherwise choose at random, below the kernel's range for outgoing connections."""
 
     gcs: Port = 6379
     dashboard: Port = 8265
@@ -142,17 +137,16 @@ class PortsConfig(Section):
     node_manager: Port = 10101
     object_manager: Port = 10102
     runtime_env_agent: Port = 10103
-    dashboard_agent_grpc: PortOrAny = 10104
+    dashboard_agent_grpc: Port = 10104
     dashboard_agent_http: Port = 10105
-    metrics_export: PortOrAny = 10106
+    metrics_export: Port = 10106
     dashboard_metrics: Port = 10107
     autoscaler_metrics: Port = 10108
     workers: Annotated[tuple[int, int], kinds.port_range()] = (20000, 20999)
 
     def single(self) -> dict[str, int]:
-        """All ports but the workers' range, by name; without those that Ray chooses."""
-        named = {name: getattr(self, name) for name in type(self).model_fields if name != "workers"}
-        return {name: port for name, port in named.items() if port}
+        """All ports but the workers' range, by name."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name != "workers"}
 
 
 class DashboardConfig(Section):

@@ -56,15 +56,9 @@ def start_arguments(
         f"--node-manager-port={ports['node_manager']}",
         f"--object-manager-port={ports['object_manager']}",
         f"--runtime-env-agent-port={ports['runtime_env_agent']}",
-        *(
-            f"--{option}={ports[name]}"
-            for option, name in (
-                ("dashboard-agent-grpc-port", "dashboard_agent_grpc"),
-                ("dashboard-agent-listen-port", "dashboard_agent_http"),
-                ("metrics-export-port", "metrics_export"),
-            )
-            if name in ports
-        ),
+        f"--dashboard-agent-grpc-port={ports['dashboard_agent_grpc']}",
+        f"--dashboard-agent-listen-port={ports['dashboard_agent_http']}",
+        f"--metrics-export-port={ports['metrics_export']}",
         f"--min-worker-port={worker_ports[0]}",
         f"--max-worker-port={worker_ports[1]}",
         f"--num-cpus={cpus}",
@@ -132,6 +126,8 @@ def environment_of_ray(
         # the dashboard's parts start all at once, and on two slow processors none of them within Ray's 30 s
         "RAY_DASHBOARD_SUBPROCESS_MODULE_WAIT_READY_TIMEOUT": "120",
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150",
+        # nor the agents; a raylet whose agents are late aborts
+        "RAY_agent_register_timeout_ms": "120000",
         # Ray's default keeps 5 x 512 MiB of each of its many log files
         "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),
         "RAY_ROTATION_BACKUP_COUNT": "2",

@@ -34,7 +34,7 @@ COMMANDS = {
     "driver": "raytools.node.driver",
     "call": "raytools.node.call",
     "run": "raytools.node.run",
-    "start-after": "raytools.node.start_after",
+    "ray-start": "raytools.node.ray_start",
     "enter-main": "raytools.node.enter_main",
 }
 

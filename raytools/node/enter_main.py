@@ -1,8 +1,8 @@
-"""How a unit starts its program: `… enter-main [--after HOST:PORT] PROGRAM [ARGUMENT ...]`.
+"""How a unit starts its program: `… enter-main PROGRAM [ARGUMENT ...]`, or `… enter-main ray-start …`.
 
 On cgroup v2 a group with processes cannot pass its controllers on, so the program moves into the leaf `main`
 of its unit first. Elsewhere there is nothing to do. The unit keeps its main process: the program takes this
-process over, by exec, or after a wait by running in this interpreter (raytools/node/start_after.py).
+process over, by exec, or `ray start` by running in this interpreter (raytools/node/ray_start.py).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         # the program is of use without runs, and they say themselves why they are refused
         print(f"enter-main: no leaf for runs: {error.filename}: {error.strerror}", file=sys.stderr)
-    if arguments[:1] == ["--after"]:
-        from raytools.node import start_after
+    if arguments[:1] == ["ray-start"]:
+        from raytools.node import ray_start
 
-        return start_after.main(arguments[1:])
+        return ray_start.main(arguments[1:])
     try:
         os.execvp(arguments[0], arguments)
     except OSError as error:

@@ -189,7 +189,7 @@ def _is_starting(process: Process) -> bool:
     """`ray start --block`, or what the unit runs before, beside and as it; each ends by itself."""
     command = process.command
     if command[1:3] == ("-m", "raytools.node"):
-        return command[3:4] in (("enter-main",), ("start-after",), ("ray",))
+        return command[3:4] in (("enter-main",), ("ray-start",), ("ray",))
     return "start" in command and "--block" in command
 
 

@@ -97,6 +97,15 @@ def ray_environment(node: Mapping[str, Any], session: str, inherited: Mapping[st
     return environment
 
 
+def patient_pause_s(waited_s: float) -> float:
+    """How long to sleep before the next look at what has been waited for this long, in seconds.
+
+    A fiftieth of it, and a second at most: each look takes processor time from what is waited for, and a slow
+    machine has the least of it.
+    """
+    return min(max(0.1, waited_s / 50), 1.0)
+
+
 def keep_callers_group() -> None:
     """Called in the new process before it becomes Ray: the place to enter a control group of its own.
 

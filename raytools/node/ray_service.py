@@ -24,6 +24,7 @@ from raytools.errors import RaytoolsError
 from raytools.node import ray_failure, ray_ports, ray_process, ray_temp_dir
 from raytools.node.ray_failure import RayServiceError
 from raytools.node.ray_process import ProcessId, progress
+from raytools.node.ray_start import HEAD_LIMIT_S
 from raytools.node.ray_state import (
     State,
     changes,
@@ -35,13 +36,13 @@ from raytools.node.ray_state import (
     seen_by_ray,
     write_state,
 )
-from raytools.node.start_after import HEAD_LIMIT_S
 
 START_LIMIT_S = (
     HEAD_LIMIT_S + 60.0
 )  # an emulated worker needs half a minute; the unit's TimeoutStartSec is above
 STOP_LIMIT_S = 20.0
 _CLOSING_S = 3.0
+_REPORT_S = 2.0
 _COMMANDS = ("ensure", "check", "stop", "status", "prepare", "await", "clean")
 
 
@@ -255,16 +256,11 @@ def _start(root: Path, node: Mapping[str, Any], seen: dict[str, Any], reason: st
 
 def _start_command(node: Mapping[str, Any]) -> list[str]:
     """`ray start` as the plan says; a worker's waits for its head."""
-    ray_start = [f"{node['environment']['prefix']}/bin/ray", "start", *node["ray"]["start_args"]]
-    if node["role"] == "head":
-        return ray_start
+    after = [] if node["role"] == "head" else ["--after", node["ray"]["gcs_address"]]
+    ray = f"{node['environment']['prefix']}/bin/ray"
     return [
-        node["python"],
-        "-m",
-        "raytools.node",
-        "start-after",
-        node["ray"]["gcs_address"],
-        *ray_start,
+        *(node["python"], "-m", "raytools.node", "ray-start", *after),
+        *(ray, "start", *node["ray"]["start_args"]),
     ]
 
 
@@ -290,7 +286,7 @@ def await_ready(main_process: ProcessId, node: Mapping[str, Any]) -> ProcessId |
     temp_dir = Path(node["temp_dir"])
     while (waited_s := time.monotonic() - started) < START_LIMIT_S and main_process.alive:
         complete = ray_temp_dir.start_is_complete(temp_dir)
-        due = waited_s - reported_s >= 2
+        due = waited_s - reported_s >= max(_REPORT_S, waited_s / 4)
         # looking for a child looks at every process, which would slow down what it waits for
         raylet = ray_process.child_named(main_process, "raylet") if complete or due else None
         if raylet and complete and ray_process.answers(node["ray"]["gcs_address"]):
@@ -299,7 +295,7 @@ def await_ready(main_process: ProcessId, node: Mapping[str, Any]) -> ProcessId |
         if due:
             reported_s = waited_s
             progress(f"starting Ray: {waited_s:.0f} s, raylet {'runs' if raylet else 'not yet'}")
-        time.sleep(0.1)
+        time.sleep(ray_process.patient_pause_s(waited_s))
     return None
 
 

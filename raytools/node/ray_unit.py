@@ -16,8 +16,8 @@ from typing import Any
 from raytools.errors import RaytoolsError
 from raytools.node.apply import run, write_file
 from raytools.node.ray_failure import RayServiceError
+from raytools.node.ray_start import HEAD_LIMIT_S
 from raytools.node.ray_state import read_node
-from raytools.node.start_after import HEAD_LIMIT_S
 
 _DIRECTORY = Path("/etc/systemd/system")
 _MODE = 0o640  # a proxy's password may be in it

@@ -55,7 +55,9 @@ def free_base_port(count: int = 20) -> int:
             return base
 
 
-def write_node(root: Path, prefix: Path, base_port: int, *, slots: int = 1, **flags: str) -> dict[str, Any]:
+def write_node(
+    root: Path, prefix: Path, base_port: int, *, slots: int = 1, toolkit: Path = CHECKOUT, **flags: str
+) -> dict[str, Any]:  # fmt: skip
     """Writes `<root>/node.json` and a token; `flags` become ray.env. Each slot has one CPU and a gigabyte.
 
     No dashboard: it doubles the time Ray takes to start, and nothing here looks at it.
@@ -92,7 +94,7 @@ def write_node(root: Path, prefix: Path, base_port: int, *, slots: int = 1, **fl
     node = {
         "schema": "raytools.node/1", "cluster": "test", "name": "localhost", "role": "head",
         "address": address, "root": str(root), "temp_dir": temp_dir,
-        "python": str(prefix / "bin" / "python"), "toolkit": str(CHECKOUT),
+        "python": str(prefix / "bin" / "python"), "toolkit": str(toolkit),
         "environment": {"id": prefix.name, "prefix": str(prefix), "lock_digest": "0" * 64},
         "declared": {"cpus": None, "memory_bytes": None, "gpus": None},
         "physical": {"cpus": slots, "memory_bytes": memory_bytes, "gpus": 0},

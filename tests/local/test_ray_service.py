@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from .limited_runs import PATIENCE
-from .planned_node import CHECKOUT, built_prefix, free_base_port, write_node
+from .planned_node import CHECKOUT, built_prefix, free_base_port, own_address, write_node
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -42,8 +42,8 @@ class Place:
     prefix: Path
     base_port: int
 
-    def plan(self, **flags: str) -> dict[str, Any]:
-        return write_node(self.root, self.prefix, self.base_port, **flags)
+    def plan(self, *, toolkit: Path = CHECKOUT, **flags: str) -> dict[str, Any]:
+        return write_node(self.root, self.prefix, self.base_port, toolkit=toolkit, **flags)
 
     def ray(self, command: str, **environment: str) -> Answer:
         started = time.monotonic()
@@ -149,6 +149,37 @@ def test_ray_starts_as_planned_outlives_its_shell_and_a_second_ensure_does_nothi
     assert running["running"] is True
     assert running["changed_since_start"] == []
     assert running["processes"] >= 4
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection((own_address(), port), timeout=1):
+        return True
+    return False
+
+
+SLOW_AGENT = """
+import sys, time
+if any("dashboard/agent.py" in argument for argument in sys.orig_argv):
+    time.sleep(18)
+"""
+
+
+def test_ray_is_up_before_its_agent_which_may_take_longer_than_the_15_s_a_raylet_gives_it(
+    place: Place, tmp_path: Path
+) -> None:
+    (tmp_path / "raytools").symlink_to(CHECKOUT / "raytools")
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENT)
+    place.plan(toolkit=tmp_path)
+    started = place.started()
+    assert started.wall_s < 15, started.errors
+    agents_port = place.base_port + 5
+    assert not _answers(agents_port), "the test did not slow the agent"
+    deadline = time.monotonic() + 30 * PATIENCE
+    while not _answers(agents_port) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert _answers(agents_port), "the agent never came up"
+    assert psutil.Process(started.data["raylet_pid"]).name() == "raylet"
+    assert place.ray("status").data["running"] is True
 
 
 def test_measured_values_do_not_restart_ray_but_a_flag_does_and_is_named(place: Place) -> None:

@@ -81,7 +81,16 @@ def test_a_ray_that_is_just_starting_has_left_nothing(monkeypatch: pytest.Monkey
         process(5_000_030, "ray", python, "/env/bin/ray", "start", "--head", "--block"),
         process(5_000_032, "python", python, "/env/ray/_private/log_monitor.py", ppid=5_000_030),
         process(
-            5_000_033, "python", python, *node_code, "enter-main", "--after", GCS, "/env/bin/ray", "start"
+            5_000_033,
+            "python",
+            python,
+            *node_code,
+            "enter-main",
+            "ray-start",
+            "--after",
+            GCS,
+            "/env/bin/ray",
+            "start",
         ),
         process(5_000_034, "python", python, *node_code, "ray", "await", "--pid", "5000030"),
     ]

@@ -257,13 +257,6 @@ def test_every_port_of_the_configuration_is_given_to_ray():
     assert {str(port) for port in [*ports.values(), first, last]} <= given_ports
 
 
-def test_ports_left_to_ray_are_neither_given_nor_expected():
-    plan = plan_of(config={"ray": {"ports": {"dashboard_agent_grpc": 0, "metrics_export": 0}}})
-    assert not {"--dashboard-agent-grpc-port", "--metrics-export-port"} & set(options(plan))
-    assert options(plan)["--dashboard-agent-listen-port"] == "10105"
-    assert 0 not in plan.ray["ports"].values()
-
-
 def test_the_head_starts_the_cluster_and_workers_join_it():
     plans = plans_of([facts(), facts()])
     head, worker = options(plans["n1"]), options(plans["n2"])

@@ -150,7 +150,7 @@ def test_the_systemd_unit_gives_ray_the_same_environment_as_the_process(node: di
 
 def test_the_systemd_unit_starts_ray_with_the_plans_arguments(node: dict[str, Any]) -> None:
     unit = dict(unit_of(node))
-    into_leaf = [node["python"], "-m", "raytools.node", "enter-main"]
+    into_leaf = [node["python"], "-m", "raytools.node", "enter-main", "ray-start"]
     assert shlex.split(unit["ExecStart"]) == [*into_leaf, "/e/bin/ray", "start", *node["ray"]["start_args"]]
     assert unit["KillSignal"] == "SIGTERM"
     assert unit["Delegate"] == "cpuset cpu memory pids"
@@ -159,10 +159,10 @@ def test_the_systemd_unit_starts_ray_with_the_plans_arguments(node: dict[str, An
 def test_the_unit_of_a_worker_waits_for_its_head(node: dict[str, Any]) -> None:
     unit = dict(unit_of(changed(node, "role", value="worker")))
     command = shlex.split(unit["ExecStart"])
-    assert command[:6] == [
-        node["python"], "-m", "raytools.node", "enter-main", "--after", node["ray"]["gcs_address"],
+    assert command[:7] == [
+        node["python"], "-m", "raytools.node", "enter-main", "ray-start", "--after", node["ray"]["gcs_address"],
     ]  # fmt: skip
-    assert command[6:8] == ["/e/bin/ray", "start"]
+    assert command[7:9] == ["/e/bin/ray", "start"]
 
 
 def test_on_cgroup_v1_the_unit_gives_groups_to_its_account_as_root(node: dict[str, Any]) -> None:
