@@ -276,7 +276,9 @@ def _up(root: Path, state: State, raylet: ProcessId, reason: str) -> dict[str, A
 
 
 def await_ready(main_process: ProcessId, node: Mapping[str, Any]) -> ProcessId | None:
-    """Waits for `ray start` to complete, its raylet to run and the GCS to answer.
+    """Waits for `ray start` to complete, its raylet to run, and GCS and the agent that prepares workers to answer.
+
+    The raylet does not wait for its agents, and whoever came at once would slow them down.
 
     Returns:
         The raylet; None when `ray start` died or START_LIMIT_S have passed.
@@ -284,12 +286,13 @@ def await_ready(main_process: ProcessId, node: Mapping[str, Any]) -> ProcessId |
     started = time.monotonic()
     reported_s = 0.0
     temp_dir = Path(node["temp_dir"])
+    parts = (node["ray"]["gcs_address"], _own_agent(node))
     while (waited_s := time.monotonic() - started) < START_LIMIT_S and main_process.alive:
         complete = ray_temp_dir.start_is_complete(temp_dir)
         due = waited_s - reported_s >= max(_REPORT_S, waited_s / 4)
         # looking for a child looks at every process, which would slow down what it waits for
         raylet = ray_process.child_named(main_process, "raylet") if complete or due else None
-        if raylet and complete and ray_process.answers(node["ray"]["gcs_address"]):
+        if raylet and complete and all(map(ray_process.answers, parts)):
             progress(f"Ray is up after {waited_s:.1f} s (raylet pid {raylet.pid})")
             return raylet
         if due:
@@ -297,6 +300,11 @@ def await_ready(main_process: ProcessId, node: Mapping[str, Any]) -> ProcessId |
             progress(f"starting Ray: {waited_s:.0f} s, raylet {'runs' if raylet else 'not yet'}")
         time.sleep(ray_process.patient_pause_s(waited_s))
     return None
+
+
+def _own_agent(node: Mapping[str, Any]) -> str:
+    address = f"[{node['address']}]" if ":" in node["address"] else node["address"]
+    return f"{address}:{node['ray']['ports']['runtime_env_agent']}"
 
 
 def await_unit(root: Path, pid: int) -> dict[str, Any]:

@@ -157,21 +157,22 @@ def _answers(port: int) -> bool:
     return False
 
 
-SLOW_AGENT = """
+SLOW_AGENTS = """
 import sys, time
-if any("dashboard/agent.py" in argument for argument in sys.orig_argv):
-    time.sleep(18)
+for program, delay_s in (("dashboard/agent.py", 20), ("runtime_env/agent/main.py", 3)):
+    if any(program in argument for argument in sys.orig_argv):
+        time.sleep(delay_s)
 """
 
 
-def test_ray_is_up_before_its_agent_which_may_take_longer_than_the_15_s_a_raylet_gives_it(
+def test_ray_is_up_when_it_can_prepare_workers_and_its_other_agent_may_take_longer_than_15_s(
     place: Place, tmp_path: Path
 ) -> None:
     (tmp_path / "raytools").symlink_to(CHECKOUT / "raytools")
-    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENT)
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENTS)
     place.plan(toolkit=tmp_path)
     started = place.started()
-    assert started.wall_s < 15, started.errors
+    assert _answers(place.base_port + 3), "the agent that prepares workers"
     agents_port = place.base_port + 5
     assert not _answers(agents_port), "the test did not slow the agent"
     deadline = time.monotonic() + 30 * PATIENCE

@@ -159,9 +159,8 @@ def test_the_systemd_unit_starts_ray_with_the_plans_arguments(node: dict[str, An
 def test_the_unit_of_a_worker_waits_for_its_head(node: dict[str, Any]) -> None:
     unit = dict(unit_of(changed(node, "role", value="worker")))
     command = shlex.split(unit["ExecStart"])
-    assert command[:7] == [
-        node["python"], "-m", "raytools.node", "enter-main", "ray-start", "--after", node["ray"]["gcs_address"],
-    ]  # fmt: skip
+    into_leaf = [node["python"], "-m", "raytools.node", "enter-main", "ray-start"]
+    assert command[:7] == [*into_leaf, "--after", node["ray"]["gcs_address"]]
     assert command[7:9] == ["/e/bin/ray", "start"]
 
 
