@@ -276,7 +276,7 @@ def _up(root: Path, state: State, raylet: ProcessId, reason: str) -> dict[str, A
 
 
 def await_ready(main_process: ProcessId, node: Mapping[str, Any]) -> ProcessId | None:
-    """Waits for `ray start` to complete, its raylet to run, and GCS and the agent that prepares workers to answer.
+    """Waits until `ray start` is complete and raylet, GCS and the agent that prepares workers are up.
 
     The raylet does not wait for its agents, and whoever came at once would slow them down.
 
