@@ -187,13 +187,13 @@ def _run(method: str, works: Sequence[Work], smoke: _Smoke, progress: _Progress)
 def _make_tables(method: str, smoke: _Smoke, numbers: Sequence[int]) -> float:
     """Writes the tables that are not there, on the cluster. Returns seconds."""
     models, size = smoke.parameters.models, batch_of(smoke.parameters)
-    calls = (
-        (str(smoke.tables), batch_at(number, models, size), smoke.parameters.seed)
-        for number in numbers
-        if not table_path(smoke.tables, number).exists()
-    )
+    missing = [
+        batch_at(number, models, size) for number in numbers if not table_path(smoke.tables, number).exists()
+    ]
+    calls = ((str(smoke.tables), batch, smoke.parameters.seed) for batch in missing)
     began = time.monotonic()
-    progress = _Progress(method, smoke.context, models, "tables of {} of {} keys")
+    keys = sum(batch.models for batch in missing)
+    progress = _Progress(method, smoke.context, keys, "tables of {} of {} keys")
     for _, batch, _ in in_window(make_table, calls, smoke.cpus, cpus=1):
         progress.add(batch.models)
     return time.monotonic() - began

@@ -121,8 +121,7 @@ def _run_one_pool(works: Sequence[Work], assignment: Assignment) -> Exception | 
     from ray.util.multiprocessing import Pool
 
     cpus = works[0].fit.cpus
-    # by node: the CPUs of one process are on one, and a Pool waits for ever for more than there are
-    there = sum(int(node["Resources"].get("CPU", 0)) // cpus for node in ray.nodes() if node["Alive"])
+    there = room(ray.nodes(), cpus)
     options = {"num_cpus": cpus, "max_restarts": 0, "max_task_retries": 0}
     pool = Pool(processes=max(1, min(assignment.workers, there, len(works))), ray_remote_args=options)
     lost = None
@@ -135,6 +134,16 @@ def _run_one_pool(works: Sequence[Work], assignment: Assignment) -> Exception | 
     finally:
         pool.terminate()
     return lost
+
+
+def room(nodes: Sequence[Mapping[str, Any]], cpus: int) -> int:
+    """How many processes of so many CPUs the living nodes hold; a Pool waits for ever for more than that.
+
+    Args:
+        nodes: as `ray.nodes()` has them.
+        cpus: of one process. They are all on one node, so what is left over on two does not add up.
+    """
+    return sum(int(node["Resources"].get("CPU", 0)) // cpus for node in nodes if node["Alive"])
 
 
 def _fit_file(work: Work) -> int:

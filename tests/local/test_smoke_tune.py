@@ -92,9 +92,8 @@ def test_asha_saves_epochs_and_hardly_loses_score(cluster: Cluster) -> None:
     assert asha["best_score"] >= 0.98 * fifo["best_score"]
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("killed", ["nobody", "controller", "driver"])
-def test_an_interrupted_smoke_goes_on_where_it_was(cluster: Cluster, killed: str) -> None:
+def interrupted(cluster: Cluster, killed: str) -> Path:
+    """The results of a smoke that was ended by Ctrl-C or a kill, with its second entry begun."""
     command = cluster.command(
         "smoke", "--workload", "tune", *TINY, "--set", "searches=random", "--set", "schedulers=asha,fifo",
         "--set", "trials=10", "--set", "epochs=60",
@@ -120,9 +119,15 @@ def test_an_interrupted_smoke_goes_on_where_it_was(cluster: Cluster, killed: str
     while (cluster.processes() or cluster.remote_work()) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert cluster.processes() + cluster.remote_work() == []
-
-    first = json.loads((directory / "run-0.json").read_text())
     assert not (directory / "run-1.json").exists()
+    return directory
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("killed", ["nobody", "controller", "driver"])
+def test_an_interrupted_smoke_goes_on_where_it_was(cluster: Cluster, killed: str) -> None:
+    directory = interrupted(cluster, killed)
+    first = json.loads((directory / "run-0.json").read_text())
     done = cluster.raytools("smoke", "--resume", directory.name, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "from the start" not in done.stderr
@@ -133,6 +138,22 @@ def test_an_interrupted_smoke_goes_on_where_it_was(cluster: Cluster, killed: str
     assert (fifo["trials"], fifo["trials_failed"]) == (10, 0)
     assert 600 <= fifo["budget_epochs"] < 900  # some were lost with their trials, and not all were done again
     assert len(list((directory / "tune" / "random-fifo").glob("*/result.json"))) == 10
+
+
+@pytest.mark.long
+def test_an_experiment_that_cannot_be_read_is_set_aside_and_done_from_the_start(cluster: Cluster) -> None:
+    directory = interrupted(cluster, "nobody")
+    experiment = directory / "tune" / "random-fifo"
+    for state in (experiment / "tuner.pkl", *experiment.glob("experiment_state-*.json")):
+        state.write_bytes(b"torn")
+    done = cluster.raytools("smoke", "--resume", directory.name, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cannot be restored" in done.stderr
+    (aside,) = experiment.parent.glob("random-fifo.unreadable-*")
+    assert (aside / "tuner.pkl").read_bytes() == b"torn"
+    assert str(aside) in done.stderr
+    fifo = json.loads(done.stdout)["runs"][1]["metrics"]
+    assert (fifo["trials"], fifo["budget_epochs"]) == (10, 600)
 
 
 def test_a_search_that_the_environment_lacks_is_refused_before_anything_starts(cluster: Cluster) -> None:

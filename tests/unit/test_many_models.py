@@ -20,7 +20,7 @@ from raytools.workloads.many_models import ManyModels, ManyModelsParameters, bat
 from raytools.workloads.many_models_data import Batch, batch_at, batches, write_whole
 from raytools.workloads.many_models_driver import run_methods, speeds
 from raytools.workloads.many_models_fit import Fit, Model, Work, fingerprint_of
-from raytools.workloads.many_models_methods import Gathered
+from raytools.workloads.many_models_methods import Gathered, room
 from raytools.workloads.many_models_results import Tally, clear_unfinished, finished, models_path
 
 # ----------------------------------------------------------------------------------------- what can be asked
@@ -308,3 +308,11 @@ def test_an_entry_that_got_nowhere_is_left_to_its_record() -> None:
 
 def test_a_batch_knows_how_many_models_it_has() -> None:
     assert Batch(3, 30, 37).models == 7
+
+
+def test_a_pool_has_as_many_processes_as_fit_on_the_living_nodes() -> None:
+    def node(cpus: float, *, alive: bool = True) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": {"CPU": cpus, "memory": 1.0}}
+
+    nodes = [node(3.0), node(3.0), node(4.0, alive=False), {"Alive": True, "Resources": {}}]
+    assert [room(nodes, cpus) for cpus in (1, 2, 3, 4)] == [6, 2, 2, 0]
