@@ -75,7 +75,8 @@ class Cluster:
             if not is_of_this_machine(process.pid):
                 continue
             text = " ".join(process.info["cmdline"] or [])
-            if ("raytools.node" in text and " ray " not in text) or "rt-run" in text:
+            is_rays = " ray " in text or " ray-start " in text
+            if ("raytools.node" in text and not is_rays) or "rt-run" in text:
                 found.append(text)
         return found
 
