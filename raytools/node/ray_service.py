@@ -303,8 +303,7 @@ def await_ready(main_process: ProcessId, node: Mapping[str, Any]) -> ProcessId |
 
 
 def _own_agent(node: Mapping[str, Any]) -> str:
-    address = f"[{node['address']}]" if ":" in node["address"] else node["address"]
-    return f"{address}:{node['ray']['ports']['runtime_env_agent']}"
+    return f"{node['address']}:{node['ray']['ports']['runtime_env_agent']}"
 
 
 def await_unit(root: Path, pid: int) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def _tell_raylet_its_agents_port(arguments: Sequence[str]) -> None:
     Args:
         arguments: of `ray start`; nothing is done where they pin no such port.
     """
-    ports = [argument.removeprefix(_PORT_OF_PLAN) for argument in arguments if _PORT_OF_PLAN in argument]
+    ports = [
+        argument.removeprefix(_PORT_OF_PLAN) for argument in arguments if argument.startswith(_PORT_OF_PLAN)
+    ]
     try:
         services: Any = importlib.import_module("ray._private.services")
         start_process = services.start_ray_process
