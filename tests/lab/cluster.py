@@ -327,16 +327,20 @@ class Cluster:
         found = self.sh(host, script, check=False)
         return [int(pid) for pid in found.split()]
 
-    def snapshot(self, host: str) -> str:
-        """Files, accounts and units of a host, without what changes by itself."""
-        return self.sh(
+    def snapshot(self, host: str) -> frozenset[str]:
+        """Files, accounts and units of a host as lines, without what changes by itself.
+
+        Two are compared by `sorted(one ^ other) == []`: what differs is then what a failure shows.
+        """
+        lines = self.sh(
             host,
             "find / -xdev \\( -path /proc -o -path /sys -o -path /run -o -path /tmp -o -path /var/log -o "
-            "-path /var/lib/systemd -o -path '/etc/*-' -o -path /var/cache -o -path '*/.ansible' -o "
-            "-name .sudo_as_admin_successful \\) -prune -o "
+            "-path /var/lib/systemd -o -path /var/lib/logrotate -o -path '/etc/*-' -o -path /var/cache -o "
+            "-path '*/.ansible' -o -name .sudo_as_admin_successful \\) -prune -o "
             "-type f -printf '%p %s %m %U\\n' -o -type l -printf '%p %l\\n' -o -type d -printf '%p %m %U\\n' "
-            "| sort; cat /etc/passwd /etc/group; ls /tmp",
+            "; cat /etc/passwd /etc/group; ls /tmp",
         )
+        return frozenset(lines.splitlines())
 
 
 def _first_missing(path: Path) -> Path | None:

@@ -46,11 +46,7 @@ def first(bare: Cluster) -> FirstRun:
     bare.take_lock()
     checked = bare.play("cluster", "--check")
     after = {host: bare.snapshot(host) for host in HOSTS}
-    differences = [
-        f"{host}: {line}"
-        for host in HOSTS
-        for line in sorted(set(before[host].splitlines()) ^ set(after[host].splitlines()))
-    ]
+    differences = [f"{host}: {line}" for host in HOSTS for line in sorted(before[host] ^ after[host])]
     played = bare.play("cluster", "-vvv", wait_s=900)
     return FirstRun(unlocked, checked, differences, played)
 
