@@ -40,6 +40,23 @@ def test_a_directory_that_does_not_answer_is_given_up(
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize(("also", "stalled"), [("", False), ("nfs4 n1:/srv rw", True)])
+def test_who_asks_first_has_the_time_that_mounting_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, also: str, stalled: bool
+) -> None:
+    asked = tmp_path / "stat"
+    asked.write_text("#!/bin/sh\nsleep 1; echo directory:ray\n")
+    asked.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(mounts, "ANSWER_WAIT_S", 0.2)
+    table = tmp_path / "mountinfo"
+    lines = [f"22 1 0:20 / {tmp_path} rw - autofs systemd-1 rw"]
+    lines += [f"23 22 0:21 / {tmp_path} rw - {also}"] if also else []
+    table.write_text("\n".join(lines))
+    monkeypatch.setattr(mounts, "MOUNT_TABLE", table)
+    assert mounts.look(str(tmp_path))["stalled"] is stalled
+
+
 def test_an_automounter_of_its_own_is_no_mount_and_names_are_unescaped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
