@@ -89,12 +89,12 @@ def test_a_workload_waits_for_a_server_that_is_away_for_a_minute_and_no_model_is
         "--set",
         "fit=ridge",
         "--set",
-        "models=20000",
+        "models=6000",
         "--set",
         "batch=100",
     )
     with smoke(disturbed, *arguments, "--set", "methods=tasks") as running:
-        running.until_said("tasks: running: 20000 models in", 600)
+        running.until_said("tasks: running: 6000 models in", 600)
         directory = newest(disturbed, "many-models", f"{MOUNT}/results")
         until(lambda: batches_of(disturbed, directory, "tasks") > 5, 300, "batches")
         disturbed.sh(SERVER, "systemctl stop nfs-server")
@@ -109,7 +109,7 @@ def test_a_workload_waits_for_a_server_that_is_away_for_a_minute_and_no_model_is
     assert document["verdict"] == "pass", document["reasons"]
     (run,) = document["runs"]
     metrics = run["metrics"]
-    assert (metrics["models"], metrics["models_missing"], metrics["models_repeated"]) == (20000, 0, 0)
+    assert (metrics["models"], metrics["models_missing"], metrics["models_repeated"]) == (6000, 0, 0)
     assert metrics["nodes"] == list(HOSTS)
 
 
