@@ -36,6 +36,12 @@ class Tier:
         return f"tests/{self.name.partition('-')[0]}"
 
     @property
+    def progress(self) -> tuple[str, ...]:
+        """How pytest tells it: a test on other hosts can take minutes and has a line of its own."""
+        on_hosts = self.directory in ("tests/lab", "tests/vm")
+        return ("-v", "-o", "verbosity_assertions=0") if on_hosts else ("-q",)
+
+    @property
     def is_skipped(self) -> bool:
         """In a run of all tiers."""
         return self.asked_for_only or self.obstacle is not None
@@ -86,7 +92,7 @@ def find_tiers() -> list[Tier]:
     containers, machines = lab_obstacle("containers"), lab_obstacle("machines")
     local = None if platform.system() == "Linux" else f"needs Linux, this is {platform.system()}"
     return [
-        Tier("unit", "everywhere: no root, no network"),
+        Tier("unit", "everywhere: no root, no network", which=("--numprocesses=logical",)),
         Tier("local", "this machine: cgroups, a real Ray", local, which=_NOT_LONG),
         Tier("local-full", "the same, and what takes long", local, True),
         Tier("lab", "three hosts in containers, the playbooks on them", containers, which=_NOT_LONG),
@@ -132,7 +138,7 @@ def _run_tier(steps: Steps, tier: Tier) -> tuple[bool, str]:
                 "-m",
                 "pytest",
                 tier.directory,
-                "-q",
+                *tier.progress,
                 "-rs",
                 "--durations=15",
                 f"--junitxml={report}",
