@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 ANSWER_WAIT_S = 5.0
-# Who asks first after a start waits until it is mounted: the kernel's modules are read, the server is spoken to.
-# 12 s were seen on an emulated machine.
+# Who asks first after a start waits until it is mounted: the kernel's modules are read, the server is spoken
+# to. 12 s were seen on an emulated machine.
 MOUNT_WAIT_S = 20.0
 MOUNT_TABLE = Path("/proc/self/mountinfo")
 
