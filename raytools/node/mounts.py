@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,35 +64,34 @@ def kind_and_owner(path: str, wait_s: float | None = None) -> tuple[str, str] | 
 
 def _is_to_be_mounted(path: str) -> bool:
     """Whether an automounter is there that has not mounted yet."""
-    kinds = set()
-    for line in MOUNT_TABLE.read_text().splitlines():
-        fields, _, end = line.partition(" - ")
-        if _unescaped(fields.split(" ")[4]) == path:
-            kinds.add(end.split(" ")[0])
-    return kinds == {"autofs"}
+    return {filesystem for point, _, filesystem in _mounts() if point == path} == {"autofs"}
 
 
 def mount_at(path: str) -> tuple[str | None, str | None]:
     """Source and type of the last filesystem mounted exactly there, but for an automounter's own."""
     found: tuple[str | None, str | None] = (None, None)
-    for line in MOUNT_TABLE.read_text().splitlines():
-        fields, _, end = line.partition(" - ")  # proc_pid_mountinfo(5)
-        filesystem, source = end.split(" ")[:2]
-        if _unescaped(fields.split(" ")[4]) == path and filesystem != "autofs":
-            found = (_unescaped(source), filesystem)
+    for point, source, filesystem in _mounts():
+        if point == path and filesystem != "autofs":
+            found = (source, filesystem)
     return found
 
 
 def filesystem_of(path: str) -> str | None:
     """The type of the file system that a path lies on, such as `ext4` or `nfs4`; the path is not touched."""
     found: tuple[int, str | None] = (-1, None)
+    for point, _, filesystem in _mounts():
+        covers = path == point or path.startswith(point.rstrip("/") + "/")
+        if covers and len(point) >= found[0] and filesystem != "autofs":  # of equal ones, the last
+            found = (len(point), filesystem)
+    return found[1]
+
+
+def _mounts() -> Iterator[tuple[str, str, str]]:
+    """Of each mount: where, its source, its type; proc_pid_mountinfo(5)."""
     for line in MOUNT_TABLE.read_text().splitlines():
         fields, _, end = line.partition(" - ")
-        point = _unescaped(fields.split(" ")[4])
-        covers = path == point or path.startswith(point.rstrip("/") + "/")
-        if covers and len(point) >= found[0] and not end.startswith("autofs "):  # of equal ones, the last
-            found = (len(point), end.split(" ")[0])
-    return found[1]
+        filesystem, source = end.split(" ")[:2]
+        yield _unescaped(fields.split(" ")[4]), _unescaped(source), filesystem
 
 
 def _unescaped(text: str) -> str:
