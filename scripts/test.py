@@ -17,6 +17,7 @@ from steps import CHECKOUT, VENV, StepError, Steps, guarded, make_venv, require_
 BIN = VENV / "bin"
 _ON_MACHINES = "two machines with a kernel of their own: cgroup v2, NFS, power failures"
 _NOT_LONG = ("-m", "not long")
+REASON_CHARS = 160
 FAILURE_LINES = 40  # of each failed test, said again at the very end, where a cut-off log still has them
 
 
@@ -158,17 +159,30 @@ def _report_of(tier: Tier) -> Path:
 def _say_failed_tests(tiers: list[Tier]) -> None:
     """Each failed test with the end of what it printed."""
     for tier in tiers:
-        for name, text in _failed_tests(tier):
-            say(f"\n--- failed: {name}")
-            say("\n".join(text.splitlines()[-FAILURE_LINES:]))
+        for test in _failed_tests(tier):
+            say(f"\n--- failed: {test.name}")
+            say("\n".join(test.text.splitlines()[-FAILURE_LINES:]))
 
 
-def _failed_tests(tier: Tier) -> list[tuple[str, str]]:
-    """Names of failed tests and what they printed, from pytest's JUnit report."""
+@dataclass(frozen=True)
+class FailedTest:
+    """One test: what went wrong in a line, and all that pytest says of it."""
+
+    name: str
+    reason: str
+    text: str
+
+
+def _failed_tests(tier: Tier) -> list[FailedTest]:
+    """From pytest's JUnit report."""
     if not _report_of(tier).exists():
         return []
     return [
-        (f"{case.get('classname')}::{case.get('name')}", failure.text or "")
+        FailedTest(
+            f"{case.get('classname')}::{case.get('name')}",
+            (failure.get("message") or "").partition("\n")[0][:REASON_CHARS],
+            failure.text or "",
+        )
         for case in ElementTree.parse(_report_of(tier)).iter("testcase")  # noqa: S314 - pytest wrote it here
         for failure in [*case.iter("failure"), *case.iter("error")]
     ]
@@ -176,7 +190,7 @@ def _failed_tests(tier: Tier) -> list[tuple[str, str]]:
 
 def _names(tier: Tier) -> str:
     """The failed tests for the very last lines, which a log that was cut in its middle still has."""
-    return "".join(f"\n           - {name}" for name, _ in _failed_tests(tier))
+    return "".join(f"\n           - {test.name}\n             {test.reason}" for test in _failed_tests(tier))
 
 
 def _outcome(steps: Steps, title: str, action: object) -> tuple[bool, str]:

@@ -45,10 +45,11 @@ EXPLANATIONS: dict[str, Explanation] = {
     "RT003": Explanation(
         meaning="cluster.yaml accepts a code of which nothing is found any more. The waiver would hide the "
         "next fault of that kind. Only checks that could be made on every node count: a level that does not "
-        "include a check, or --skip, leaves its waiver alone.",
+        "include a check, or --skip, leaves its waiver alone. Of what comes and goes (RT107, RT303, RT406, "
+        "RT606, RT804, RT805) a waiver may stay while there is nothing.",
         cause="What was accepted has been mended.",
         fix="Remove the line from doctor.waive in cluster.yaml.",
-        waiver="Where a fault comes and goes, such as foreign load.",
+        waiver="Where a fault comes and goes that is not among those.",
     ),
     "RT004": Explanation(
         meaning="The versions of Ray, AutoGluon and Python that are pinned in environment.pip, or locked, do "

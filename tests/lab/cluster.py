@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +76,16 @@ class Done:
     def json(self) -> Any:
         """The JSON that a command printed; what it said beside is on standard error."""
         return json.loads(self.output)
+
+    @property
+    def faults(self) -> list[dict[str, Any]]:
+        """The warnings and errors of `doctor --json`, but for those that cluster.yaml waives."""
+        return [one for one in self.json()["findings"] if one["severity"] != "info" and one["waived"] is None]
+
+
+def told(faults: Sequence[Mapping[str, Any]]) -> str:
+    """Findings of a doctor, a line each: the first is what a cut-off log shows."""
+    return "\n".join(f"{one['code']} {one['node'] or ''}: {one['message']}" for one in faults)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,11 @@ Writes the table of faults: .raytools/logs/doctor-faults.md.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.lab.cluster import CHECKOUT, Cluster, Done
+from tests.lab.cluster import CHECKOUT, Cluster, Done, told
 from tests.lab.doctor_faults import FAULTS, Fault
 
 pytestmark = pytest.mark.timeout(300)
@@ -38,12 +36,11 @@ def test_a_fault_is_found_on_its_node_and_nothing_else_is(
             "doctor", "--level", fault.level, "--json", *fault.options, inventory=inventory
         )
     assert done.exit_code in (0, 1), done.output
-    findings = [one for one in done.json()["findings"] if one["severity"] != "info"]
-    found = {f"{one['code']} {one['node'] or ''}".strip() for one in findings}
+    found = {f"{one['code']} {one['node'] or ''}".strip() for one in done.faults}
     result = "as expected" if found == fault.expected else f"expected {', '.join(sorted(fault.expected))}"
     table.append(f"| {fault.name} | {', '.join(sorted(found))} | {done.wall_s:.1f} | {result} |")
-    assert found == fault.expected, json.dumps(findings, indent=1)
-    assert all(one["fix"] and one["message"] for one in findings)
+    assert found == fault.expected, told(done.faults)
+    assert all(one["fix"] and one["message"] for one in done.faults)
 
 
 def fixed(cluster: Cluster) -> Done:
@@ -108,7 +105,6 @@ def test_without_a_person_to_ask_fix_does_nothing(provisioned: Cluster) -> None:
 def test_after_all_faults_nothing_is_found(provisioned: Cluster) -> None:
     provisioned.await_healthy(90)
     done = provisioned.raytools("doctor", "--level", "prove", "--threshold", "warning", "--json")
-    findings: list[dict[str, Any]] = [one for one in done.json()["findings"] if one["severity"] != "info"]
-    assert findings == [], json.dumps(findings, indent=1)
+    assert done.faults == [], told(done.faults)
     assert done.exit_code == 0
     print(f"level prove on three hosts: {done.wall_s:.1f} s")

@@ -114,6 +114,14 @@ def test_a_waiver_is_unused_only_where_the_check_was_made_everywhere(
     assert [check.code for check in report.checks] == (["RT003", "RT203"] if level == "hosts" else ["RT003"])
 
 
+def test_a_waiver_of_what_comes_and_goes_may_wait_for_it() -> None:
+    config = ClusterConfig.model_validate({"doctor": {"waive": [{"code": "RT107", "reason": "shared"}]}})
+    steal = Check("RT107", "no hypervisor takes CPU time away", "hosts", per_node=silent)
+    nodes = (NodeReport("n1", "worker", "/r", config),)
+    report = evaluate(Gathered("hosts", config, nodes), (WAIVERS, steal))
+    assert report.findings == ()
+
+
 # --- waiting -------------------------------------------------------------------------------------
 
 
