@@ -73,6 +73,17 @@ class Done:
         """By host, how many tasks changed something."""
         return {name: recap.changed for name, recap in self.recap.items()}
 
+    def assert_nothing_changed(self, hosts: Sequence[str] = HOSTS) -> None:
+        """A playbook found each of these hosts as it should be; if not, the tasks are named first."""
+        tasks = re.findall(r"^TASK \[(.*?)\]|^changed: \[(.*?)\]", self.output, re.MULTILINE)
+        last, changed = "", []
+        for task, host in tasks:
+            last = task or last
+            changed += [f"{host}: {last}"] if host else []
+        assert self.changed == dict.fromkeys(hosts, 0), (
+            f"changed: {changed}, exit code {self.exit_code}\n{self.output}"
+        )
+
     def json(self) -> Any:
         """The JSON that a command printed; what it said beside is on standard error."""
         return json.loads(self.output)

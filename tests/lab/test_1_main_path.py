@@ -163,7 +163,7 @@ def test_the_second_run_changes_nothing_and_the_raylets_run_on(cluster: Cluster)
     before = cluster.raylets()
     again = cluster.play("cluster")
     assert again.exit_code == 0, again.output
-    assert again.changed == NOTHING, again.output
+    again.assert_nothing_changed()
     assert None not in before.values()
     assert cluster.raylets() == before
     print(f"second run: {again.wall_s:.1f} s")
@@ -173,7 +173,7 @@ def test_the_second_run_changes_nothing_and_the_raylets_run_on(cluster: Cluster)
 def test_check_mode_of_a_finished_cluster_finds_nothing_to_change(cluster: Cluster) -> None:
     checked = cluster.play("cluster", "--check")
     assert checked.exit_code == 0, checked.output
-    assert checked.changed == NOTHING, checked.output
+    checked.assert_nothing_changed()
 
 
 def test_a_run_limited_to_one_host_leaves_the_others_out(cluster: Cluster) -> None:
@@ -188,7 +188,7 @@ def test_a_run_of_one_tag_does_that_part(cluster: Cluster) -> None:
     before = cluster.raylets()
     played = cluster.play("cluster", "--tags", "ray")
     assert played.exit_code == 0, played.output
-    assert played.changed == NOTHING
+    played.assert_nothing_changed()
     assert "PLAY [Ray]" in played.output
     assert "storage : Look whether" not in played.output
     assert cluster.raylets() == before

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.cluster import HEAD, HOSTS, NOTHING, ROOT, Cluster, Done, until
+from tests.lab.cluster import HEAD, HOSTS, ROOT, Cluster, Done, until
 from tests.lab.commands import run
 from tests.lab.containers import HostSpec
 
@@ -179,7 +179,7 @@ def test_a_full_disk_stops_the_playbook_before_any_host_is_changed(cluster: Clus
         "the disk of /small has 200.0 MiB free" in done.said or "the disk of /small has 200 MiB" in done.said
     )
     assert "Make room" in done.said
-    assert done.changed == NOTHING
+    done.assert_nothing_changed()
     assert [cluster.sh(host, "ls -d /small", check=False) for host in HOSTS] == ["", "", ""]
 
 
@@ -195,7 +195,7 @@ def test_a_busy_port_is_told_with_process_pid_and_user(cluster: Cluster) -> None
         cluster.sh("n2", f"kill {pid}")
     assert done.exit_code != 0
     assert f"port 10201 (node_manager) is held by python3 (pid {pid}) of user alice" in done.said
-    assert done.changed == NOTHING
+    done.assert_nothing_changed()
 
 
 def with_port(text: str) -> str:
@@ -207,7 +207,7 @@ def test_rays_isolation_is_refused_with_the_cause_where_it_cannot_work(cluster: 
         refused = cluster.play("cluster")
     assert refused.exit_code != 0
     assert "ray.isolation: true needs cgroup v2 alone, found" in refused.said
-    assert refused.changed == NOTHING
+    refused.assert_nothing_changed()
 
 
 def test_another_users_ray_is_noted_and_on_our_ports_refused(cluster: Cluster) -> None:
@@ -242,7 +242,7 @@ def test_a_raylet_that_is_killed_is_back_without_a_person(cluster: Cluster, host
     took_s = until(lambda: cluster.raylet(host) not in (None, before), 60, f"a raylet on {host}")
     took_s += cluster.await_healthy(90)
     print(f"raylet of {host} killed: all alive after {took_s:.1f} s")
-    assert cluster.play("cluster").changed == NOTHING
+    cluster.play("cluster").assert_nothing_changed()
 
 
 def test_a_ray_whose_main_process_is_killed_is_back_and_leaves_no_process(cluster: Cluster) -> None:
@@ -270,7 +270,7 @@ def test_a_host_that_is_down_is_named_and_the_others_are_finished(cluster: Clust
     assert f"n3 ({cluster.lab.addresses['n3']} port 22)" in done.said
     print(f"with a host that is down: {done.wall_s:.0f} s")
     cluster.await_healthy(90)
-    assert cluster.play("cluster").changed == NOTHING
+    cluster.play("cluster").assert_nothing_changed()
 
 
 def test_a_controller_that_is_interrupted_leaves_what_the_next_run_completes(cluster: Cluster) -> None:
@@ -282,7 +282,7 @@ def test_a_controller_that_is_interrupted_leaves_what_the_next_run_completes(clu
         process.wait(30)
     done = cluster.play("cluster")
     assert done.exit_code == 0, done.output
-    assert cluster.play("cluster").changed == NOTHING
+    cluster.play("cluster").assert_nothing_changed()
 
 
 def test_an_installation_that_is_cut_off_is_completed_by_the_next_run(cluster: Cluster) -> None:

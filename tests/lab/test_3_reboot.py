@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.cluster import HEAD, HOSTS, NOTHING, Cluster
+from tests.lab.cluster import HEAD, HOSTS, Cluster
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -26,4 +26,4 @@ def test_all_hosts_at_once(cluster: Cluster) -> None:
 def test_a_run_of_the_playbook_finds_nothing_to_do_afterwards(cluster: Cluster) -> None:
     done = cluster.play("cluster")
     assert done.exit_code == 0, done.output
-    assert done.changed == NOTHING, done.output
+    done.assert_nothing_changed()

@@ -81,7 +81,7 @@ def test_a_restart_that_would_end_somebodys_driver_is_refused_before_anything_ch
     assert "restarting it would end: " in refused.said
     assert "/opt/driver.py" in refused.said
     assert "-e ray_restart_busy=true" in refused.said
-    assert refused.changed == NOTHING
+    refused.assert_nothing_changed()
     assert cluster.raylets() == before
     assert cluster.sh("n2", f"sha256sum {ROOT}/node.json") == plan
 
@@ -96,7 +96,7 @@ def test_a_changed_flag_reaches_every_raylet(cluster: Cluster) -> None:
         pid = cluster.raylet(host)
         assert pid != before[host]
         assert "RAYTOOLS_LAB_FLAG=two" in cluster.sh(host, f"tr '\\0' '\\n' < /proc/{pid}/environ")
-    assert cluster.play("cluster").changed == NOTHING
+    cluster.play("cluster").assert_nothing_changed()
 
 
 # --- nodes ---
@@ -167,7 +167,7 @@ def test_another_environment_with_the_same_ray_is_rolled_out_without_losing_work
     after = environments(cluster)
     assert len(set(after.values())) == 1
     assert after != before
-    assert cluster.play("cluster").changed == NOTHING
+    cluster.play("cluster").assert_nothing_changed()
 
 
 def test_another_ray_is_switched_to_on_all_nodes_together(cluster: Cluster) -> None:
@@ -185,7 +185,7 @@ def test_another_ray_is_switched_to_on_all_nodes_together(cluster: Cluster) -> N
     assert "drained, stopped and switched together" in done.said
     assert environments(cluster) != before
     assert cluster.alive() == set(cluster.lab.addresses.values())
-    assert cluster.play("cluster").changed == NOTHING
+    cluster.play("cluster").assert_nothing_changed()
 
 
 def test_a_former_environment_is_had_back(cluster: Cluster) -> None:
@@ -210,7 +210,7 @@ def test_stop_ends_ray_on_every_host_and_the_next_run_starts_it_again(cluster: C
     assert cluster.play("stop").exit_code == 0
     assert cluster.raylets() == dict.fromkeys(HOSTS)
     assert all(not cluster.sh(host, "ps -o pid= -u ray", check=False) for host in HOSTS)
-    assert cluster.play("stop").changed == NOTHING
+    cluster.play("stop").assert_nothing_changed()
     assert cluster.play("cluster").exit_code == 0
 
 
@@ -237,4 +237,4 @@ def test_teardown_asks_and_leaves_nothing_but_what_was_to_be_kept(provisioned: C
         assert left.replace("/var/lib/raytools-lab-ready", "").strip() == "", host
     again = cluster.play("teardown", "-e", "confirm=yes")
     assert again.exit_code == 0, again.output
-    assert again.changed == NOTHING
+    again.assert_nothing_changed()

@@ -13,7 +13,7 @@ from tests.lab.containers import HostSpec
 pytestmark = pytest.mark.timeout(900)
 
 HOME_ROOT = "/home/alice/raytools"
-NOTHING = {"n1": 0, "n2": 0}
+WITHOUT_ROOT = ("n1", "n2")
 bare: dict[str, frozenset[str]] = {}  # host -> what was there before
 # no AutoGluon: what is tested here is where things go and who owns them
 SMALL = 'environment:\n  name: small\n  pip: ["ray[default]==2.58.1"]\n'
@@ -31,7 +31,7 @@ def homes() -> Iterator[Cluster]:
             ]
         )
         cluster.lab.cluster_yaml.write_text(cluster.lab.cluster_yaml.read_text() + SMALL)
-        bare.update({host: cluster.snapshot(host) for host in NOTHING})
+        bare.update({host: cluster.snapshot(host) for host in WITHOUT_ROOT})
         first = cluster.play("cluster")
         assert first.exit_code == 0, first.output
         assert "connected as alice, not root: no service user, no unit" in first.said
@@ -41,7 +41,7 @@ def homes() -> Iterator[Cluster]:
 
 
 def test_ray_runs_as_the_person_who_connects_and_nothing_is_outside_the_home(homes: Cluster) -> None:
-    for host in NOTHING:
+    for host in WITHOUT_ROOT:
         (raylet,) = homes.processes_named(host, "raylet")
         assert homes.sh(host, f"stat -c %U /proc/{raylet}") == "alice"
         outside = homes.sh(
@@ -74,7 +74,7 @@ def test_the_second_run_changes_nothing(homes: Cluster) -> None:
     before = homes.processes_named("n1", "raylet")
     again = homes.play("cluster")
     assert again.exit_code == 0, again.output
-    assert again.changed == NOTHING
+    again.assert_nothing_changed(WITHOUT_ROOT)
     assert homes.processes_named("n1", "raylet") == before
 
 
@@ -101,8 +101,8 @@ def test_an_environment_that_is_there_already_is_used_on_every_node_and_never_wr
     with homes.changed_file(homes.lab.cluster_yaml, lambda text: text.replace(SMALL, existing)):
         done = homes.play("cluster")
         assert done.exit_code == 0, done.output
-        assert homes.play("cluster").changed == NOTHING
-    for host in NOTHING:
+        homes.play("cluster").assert_nothing_changed(WITHOUT_ROOT)
+    for host in WITHOUT_ROOT:
         assert json.loads(homes.sh(host, f"cat {HOME_ROOT}/node.json"))["environment"]["prefix"] == prefix
         assert json.loads(homes.sh(host, f"cat {HOME_ROOT}/node.json"))["environment"]["lock_digest"] is None
     assert homes.sh("n1", f"find {prefix} -printf '%p %T@\\n' | sort | sha256sum") == listed
@@ -114,5 +114,5 @@ def test_teardown_leaves_the_home_as_it_was(homes: Cluster) -> None:
     done = homes.play("teardown", "-e", "confirm=yes")
     assert done.exit_code == 0, done.output
     assert homes.sh("n1", "ls -A /shared") == ""
-    for host in NOTHING:
+    for host in WITHOUT_ROOT:
         assert sorted(homes.snapshot(host) ^ bare[host]) == [], host

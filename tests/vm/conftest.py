@@ -23,7 +23,6 @@ REUSE = os.environ.get("RAYTOOLS_LAB_REUSE") == "1"
 """For whoever writes tests: take the suite's lab as an earlier run has left it, and leave it running."""
 HOSTS = ("n1", "n2")
 HEAD, WORKER = HOSTS  # the head serves the storage
-NOTHING = dict.fromkeys(HOSTS, 0)
 MOUNT, EXPORT = "/mnt/raytools", "/srv/raytools"
 AS_RAY = "setpriv --reuid=ray --regid=ray --init-groups --reset-env --"
 COMES_UP_S = 300.0  # all of Ray, emulated, on two processors of this machine for two machines

@@ -10,7 +10,7 @@ import pytest
 
 from tests.lab.cluster import Cluster, until
 from tests.lab.workload_faults import batches_of, newest, smoke
-from tests.vm.conftest import AS_RAY, EXPORT, HOSTS, MOUNT, NOTHING, machine
+from tests.vm.conftest import AS_RAY, EXPORT, HOSTS, MOUNT, machine
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -140,7 +140,7 @@ def test_after_power_failures_the_storage_is_there_again(disturbed: Cluster, ord
     )
     again = disturbed.play("storage")
     assert again.exit_code == 0, again.output
-    assert again.changed == NOTHING
+    again.assert_nothing_changed(HOSTS)
 
 
 @pytest.mark.long

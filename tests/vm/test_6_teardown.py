@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.cluster import ROOT, Cluster
-from tests.vm.conftest import EXPORT, HOSTS, MOUNT, NOTHING, machine
+from tests.vm.conftest import EXPORT, HOSTS, MOUNT, machine
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -59,4 +59,4 @@ def test_teardown_leaves_neither_export_nor_mount_nor_server(provisioned: Cluste
 
 @pytest.mark.long
 def test_a_second_teardown_changes_nothing(provisioned: Cluster) -> None:
-    assert provisioned.play("teardown", "-e", "confirm=yes").changed == NOTHING
+    provisioned.play("teardown", "-e", "confirm=yes").assert_nothing_changed(HOSTS)
