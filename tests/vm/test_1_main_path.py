@@ -94,10 +94,11 @@ def test_a_run_that_wants_more_memory_than_its_slot_dies_alone(cluster: Cluster)
 
 
 @pytest.mark.long
+@pytest.mark.timeout(2000)
 def test_autogluon_trains_in_every_slot_and_is_limited_in_each(cluster: Cluster) -> None:
     smoke = cluster.raytools(
         "smoke", "--workload", "autogluon", "--dataset", "breast_cancer", "--models", "GBM,RF",
-        "--set", "trees=20", "--folds", "0", "--time-limit", "300s", "--json", wait_s=900,
+        "--set", "trees=20", "--folds", "0", "--time-limit", "300s", "--json", wait_s=1900,
     )  # fmt: skip
     assert smoke.exit_code == 0, smoke.output
     document = smoke.json()
