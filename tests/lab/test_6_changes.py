@@ -145,8 +145,8 @@ def environments(cluster: Cluster) -> dict[str, str]:
 
 def test_another_environment_with_the_same_ray_is_rolled_out_without_losing_work(cluster: Cluster) -> None:
     before = environments(cluster)
-    pip = '"ray[default,tune]==2.58.1", "autogluon.tabular[lightgbm,ray]==1.6.3", tabulate'
-    changed = in_section("environment", f"pip: [{pip}]")
+    # without AutoGluon: how an environment is rolled out does not depend on what is in it, how long does
+    changed = in_section("environment", 'pip: ["ray[default,tune]==2.58.1", tabulate]')
     old = cluster.lab.cluster_yaml.read_text()
     cluster.lab.cluster_yaml.write_text(old + changed)
     unlocked = cluster.play("upgrade")
