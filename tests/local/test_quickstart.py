@@ -59,6 +59,8 @@ def clone(user: str) -> Iterator[Path]:
     shifted = {name: port + 2000 for name, port in ports.items() if name != "workers"}
     content["ray"]["ports"] = {**shifted, "workers": [22000, 22999]}
     configuration.write_text(yaml.safe_dump(content))
+    if (wheels := CHECKOUT / ".raytools" / "cache" / "wheels").is_dir():  # downloads are not the subject
+        shutil.copytree(wheels, directory / ".raytools" / "cache" / "wheels")
     subprocess.run(["chown", "-R", f"{user}:", str(directory)], check=True)
     yield directory
     stopped = as_user(user, "cd raytools && make stop")

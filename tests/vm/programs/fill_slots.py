@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import socket
 import time
 from pathlib import Path
@@ -29,7 +30,7 @@ def fill(size_bytes: int, seconds: float, meeting: Path, together: int) -> str:
 def meet(place: Path, together: int, limit_s: float = 200.0) -> None:
     """Until the runs of this node have all begun: emulated, one may be over before the next has started."""
     place.mkdir(exist_ok=True)
-    (place / str(os.getpid())).touch()
+    (place / secrets.token_hex(8)).touch()  # each run has process numbers of its own, and the same ones
     give_up_s = time.monotonic() + limit_s
     while len(list(place.iterdir())) < together:
         if time.monotonic() > give_up_s:
