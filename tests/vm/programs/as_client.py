@@ -7,7 +7,21 @@ import sys
 
 import ray
 
-ray.init(f"ray://{sys.argv[1]}", log_to_driver=False)
+TRIES = 3  # Ray gives a client's server 30 s to begin, which an emulated machine that is busy may exceed
+
+
+def connect(address: str) -> None:
+    for number in range(TRIES):
+        try:
+            ray.init(f"ray://{address}", log_to_driver=False)
+        except ConnectionAbortedError:
+            if number == TRIES - 1:
+                raise
+        else:
+            return
+
+
+connect(sys.argv[1])
 
 
 @ray.remote
