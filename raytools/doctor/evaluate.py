@@ -67,7 +67,7 @@ def _run(
     if check.per_node is None:
         concerned = {finding.node for finding in findings if finding.node is not None}
         names = tuple(node.name for node in gathered.nodes if node.name in concerned or not concerned)
-    return CheckResult(check.code, check.title, status, names, skipped), findings
+    return CheckResult(check.code, check.title, status, names, skipped, check.comes_and_goes), findings
 
 
 def _parts(

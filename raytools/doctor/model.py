@@ -214,7 +214,8 @@ ClusterCheck = Callable[[Gathered], Iterable[Finding]]
 class Check:
     """One row of the table of checks: exactly one of the three functions is set.
 
-    `of_results` is asked last: it judges what the other checks have said.
+    `of_results` is asked last: it judges what the other checks have said. What `comes_and_goes` finds can be
+    there at one look, gone at the next, and back at the third: load, and what it slows.
     """
 
     code: str
@@ -223,6 +224,7 @@ class Check:
     per_node: NodeCheck | None = None
     of_cluster: ClusterCheck | None = None
     of_results: ResultCheck | None = None
+    comes_and_goes: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ class CheckResult:
     status: Status
     nodes: tuple[str, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    comes_and_goes: bool = False
 
 
 ResultCheck = Callable[[Gathered, Sequence[CheckResult], Sequence[Finding]], Iterable[Finding]]

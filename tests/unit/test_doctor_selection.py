@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from raytools.doctor import gather as gathering
 from raytools.doctor.checks import CHECKS
 from raytools.doctor.checks.configuration import waivers_are_used
 from raytools.doctor.evaluate import evaluate
+from raytools.doctor.explanations import EXPLANATIONS
 from raytools.doctor.model import Check, Finding, Gathered, LockState, NodeReport, Skipped
 from raytools.doctor.selection import select
 from raytools.errors import RaytoolsError
@@ -114,11 +117,20 @@ def test_a_waiver_is_unused_only_where_the_check_was_made_everywhere(
     assert [check.code for check in report.checks] == (["RT003", "RT203"] if level == "hosts" else ["RT003"])
 
 
-def test_a_waiver_of_what_comes_and_goes_may_wait_for_it() -> None:
-    config = ClusterConfig.model_validate({"doctor": {"waive": [{"code": "RT107", "reason": "shared"}]}})
-    steal = Check("RT107", "no hypervisor takes CPU time away", "hosts", per_node=silent)
+COMES_AND_GOES = re.findall(r"RT\d+", EXPLANATIONS["RT003"].meaning.partition("comes and goes")[2])
+
+
+def test_the_page_names_what_comes_and_goes() -> None:
+    assert [check.code for check in CHECKS if check.comes_and_goes] == COMES_AND_GOES
+
+
+@pytest.mark.parametrize("code", COMES_AND_GOES)
+def test_a_waiver_of_what_comes_and_goes_may_wait_for_it(code: str) -> None:
+    config = ClusterConfig.model_validate({"doctor": {"waive": [{"code": code, "reason": "shared"}]}})
+    (check,) = (one for one in CHECKS if one.code == code)
+    quiet = replace(check, per_node=silent, of_cluster=None)
     nodes = (NodeReport("n1", "worker", "/r", config),)
-    report = evaluate(Gathered("hosts", config, nodes), (WAIVERS, steal))
+    report = evaluate(Gathered("prove", config, nodes), (WAIVERS, quiet))
     assert report.findings == ()
 
 

@@ -36,10 +36,6 @@ def consistent(cluster: Gathered) -> Iterator[Finding]:
         yield Finding("RT001", "error", None, message, f"{_LOCK_AGAIN} && {PROVISION}")
 
 
-# what they find can be there at one look, gone at the next, and back at the third: load, and what it slows
-_COME_AND_GO = frozenset({"RT107", "RT303", "RT406", "RT606", "RT804", "RT805"})
-
-
 def waivers_are_used(
     cluster: Gathered, results: Sequence[CheckResult], findings: Sequence[Finding]
 ) -> Iterator[Finding]:
@@ -47,11 +43,15 @@ def waivers_are_used(
 
     Nothing is said of checks that were not made, nor of those whose findings come and go.
     """
-    judged = {result.code for result in results if result.status not in ("skip", "crash")}
+    judged = {
+        result.code
+        for result in results
+        if result.status not in ("skip", "crash") and not result.comes_and_goes
+    }
     partly = {result.code for result in results if result.skipped}  # on some node it could not be made
     used = {finding.code for finding in findings if finding.waived is not None}
     for waiver in cluster.config.doctor.waive:
-        if waiver.code in judged - partly - used - _COME_AND_GO:
+        if waiver.code in judged - partly - used:
             message = f"doctor.waive: {waiver.code} is accepted ({waiver.reason}), and nothing of it is found"
             fix = f"Remove the waiver of {waiver.code} from cluster.yaml"
             yield Finding("RT003", "warning", None, message, fix)
