@@ -7,7 +7,9 @@ does not know Ansible's variables, so both are settled here. Ansible uses the sa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
+import logging
 import os
 import shlex
 import socket
@@ -26,6 +28,9 @@ _USER_KNOWN_HOSTS = Path("~/.ssh/known_hosts")
 # Times the wait for a connection: who has logged us in is alive, and on a busy node PAM and logind take long.
 _SESSION_PATIENCE = 3
 _FROM_USER = f"# From {_USER_CONFIG}:\n"
+# What paramiko's threads meet is raised here, too, as one sentence; where nobody has set up logging, Python
+# would print their tracebacks on the screen as well.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 def config_path(state_dir: Path) -> Path:
@@ -209,7 +214,8 @@ class SshSession:
         return int(self._channel.exit_status)  # -1: ended by a signal, or the connection broke
 
     def close(self) -> None:
-        self._channel.close()
+        with contextlib.suppress(EOFError, OSError):  # the connection is gone, or another thread closes it
+            self._channel.close()
         self._connection.close()
 
 
@@ -299,6 +305,11 @@ def _sentence(host: Host, error: Exception, waited_s: float, state_dir: Path) ->
         )
     if isinstance(error, socket.gaierror):
         return f"{where}: the name {host.address} cannot be resolved. Set ansible_host in the inventory"
+    if str(error) in ("Error reading SSH protocol banner", "No existing session"):
+        return (
+            f"{where}: something listens there and did not greet as an ssh server within {waited_s:.0f} s. "
+            "Is ansible_port right, and the node not overloaded?"
+        )
     if "Timeout opening channel" in str(error):
         return (
             f"{where}: logged in, but it opened no session within {_SESSION_PATIENCE * waited_s:.0f} s. "

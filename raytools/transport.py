@@ -6,6 +6,7 @@ is always the controller's version. Unknown or changed host keys are rejected. D
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
@@ -18,10 +19,10 @@ import tempfile
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from raytools.errors import TransportError
@@ -113,17 +114,97 @@ def call(
     Returns:
         An answer per host name, in the order of `hosts`; a node that fails does not disturb the others.
     """
-    if not hosts:
-        return {}
+    with Calls() as calls:
+        return calls.start(hosts, command, timeout_s, on_stderr_line, state_dir=state_dir).answers()
 
-    def one(host: Host) -> Answer:
-        chosen = command if isinstance(command, NodeCommand) else command[host.name]
-        on_line = functools.partial(on_stderr_line, host.name) if on_stderr_line else None
-        return _answer(host, chosen, timeout_s, on_line, state_dir)
 
-    _prepare(hosts, state_dir)
-    with ThreadPoolExecutor(min(len(hosts), _PARALLEL)) as pool:
-        return dict(zip((host.name for host in hosts), pool.map(one, hosts), strict=True))
+class Asked:
+    """What `Calls.start` returns: the answers, when they have come."""
+
+    def __init__(self, hosts: Sequence[Host], one: Callable[[Host], Answer]) -> None:
+        self._names = [host.name for host in hosts]
+        self._answers: dict[str, Answer] = {}
+        self._ended: SimpleQueue[tuple[str, Answer | BaseException]] = SimpleQueue()
+        waiting: SimpleQueue[Host] = SimpleQueue()
+        for host in hosts:
+            waiting.put(host)
+
+        def work() -> None:
+            with contextlib.suppress(Empty):
+                while host := waiting.get_nowait():
+                    try:
+                        self._ended.put((host.name, one(host)))
+                    except BaseException as error:  # noqa: BLE001 - the asking thread raises it
+                        self._ended.put((host.name, error))
+
+        for _ in range(min(len(hosts), _PARALLEL)):
+            threading.Thread(target=work, daemon=True).start()
+
+    def answers(self) -> dict[str, Answer]:
+        """Waits for all of them; as `call` returns them."""
+        while len(self._answers) < len(self._names):
+            name, answer = self._ended.get()
+            if isinstance(answer, BaseException):
+                raise answer
+            self._answers[name] = answer
+        return {name: self._answers[name] for name in self._names}
+
+
+class Calls:
+    """Calls that go on beside what the caller does. Leaving the block calls off those that have not ended.
+
+    Nobody waits then, not for a connection that is being made either: their threads are daemons, so Ctrl-C
+    is answered at once. A command here is killed; on a node it may finish what it does, within its time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: set[Session] = set()
+        self._over = False
+
+    def __enter__(self) -> Calls:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._over = True
+            still_open = list(self._open)
+        for session in still_open:
+            session.close()
+
+    def start(
+        self,
+        hosts: Sequence[Host],
+        command: NodeCommand | Mapping[str, NodeCommand],
+        timeout_s: float,
+        on_stderr_line: Callable[[str, str], None] | None = None,
+        *,
+        state_dir: Path | None = None,
+    ) -> Asked:
+        """Begins what `call` does, with its arguments."""
+
+        def one(host: Host) -> Answer:
+            chosen = command if isinstance(command, NodeCommand) else command[host.name]
+            on_line = functools.partial(on_stderr_line, host.name) if on_stderr_line else None
+            return _answer(host, chosen, timeout_s, on_line, state_dir, self._watched)
+
+        if hosts:
+            _prepare(hosts, state_dir)
+        return Asked(hosts, one)
+
+    @contextlib.contextmanager
+    def _watched(self, session: Session) -> Iterator[Session]:
+        """Ends a session with the block; one that is opened too late, too."""
+        with self._lock:
+            self._open.add(session)
+            over = self._over
+        try:
+            if over:
+                session.close()
+            yield session
+        finally:
+            with self._lock:
+                self._open.discard(session)
 
 
 def prepare_calls() -> None:
@@ -205,19 +286,24 @@ def _prepare(hosts: Sequence[Host], state_dir: Path | None) -> None:
 
 
 def _answer(
-    host: Host, command: NodeCommand, timeout_s: float, on_stderr_line: OnLine | None, state_dir: Path | None
+    host: Host,
+    command: NodeCommand,
+    timeout_s: float,
+    on_stderr_line: OnLine | None,
+    state_dir: Path | None,
+    watched: Callable[[Session], contextlib.AbstractContextManager[Session]],
 ) -> Answer:
     deadline = time.monotonic() + timeout_s
     try:
         if host.connection == "local" and command.python == "system" and not _command_prefix(host, command):
-            with _our_code() as path:
-                session = _open_here(host, command, path)
+            with _our_code() as path, watched(_open_here(host, command, path)) as session:
                 return _talk(
                     host, session, command.stdin.encode(), deadline, None, on_stderr_line, marker=False
                 )
         header, body = _package(host, command, timeout_s)
-        session = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
-        return _talk(host, session, header + body, deadline, None, on_stderr_line)
+        opened = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
+        with watched(opened) as session:
+            return _talk(host, session, header + body, deadline, None, on_stderr_line)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -351,7 +437,8 @@ class _LocalSession:
 
     def close(self) -> None:
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # another thread was first
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +20,7 @@ from raytools.inventory import Host, Inventory, host_configs, load_inventory
 from raytools.plan import as_set_up, make_plans
 from raytools.planning import environment_ref
 from raytools.project import Project
-from raytools.transport import Answer, NodeCommand, call
+from raytools.transport import Answer, Asked, Calls, NodeCommand
 
 NODE_TIME_S = 60.0
 _SSH_VARIABLES = (
@@ -67,13 +66,14 @@ def gather(
         return replace(gathered, lock=lock_state(project, config), timings_s=timings)
     began, asked_at = time.monotonic(), time.time()
     # the nodes think while this process reads the lock
-    with ThreadPoolExecutor(2) as pool:
-        asked = pool.submit(_inspect, project, inventory, timeout_s)
-        view = pool.submit(_ray_view, project, inventory, timeout_s) if _includes(level, "cluster") else None
+    with Calls() as calls:
+        asked = _inspect(calls, project, inventory, timeout_s)
+        view = _ray_view(calls, project, inventory, timeout_s) if _includes(level, "cluster") else None
         lock = lock_state(project, config)
-        nodes = tuple(_with_answer(node, asked.result()[node.name]) for node in nodes)
+        answers = asked.answers()
         answered_at = time.time()
-        ray, ray_error = _result(view)
+        ray, ray_error = _result(view.answers()[inventory.head.name]) if view else (None, None)
+    nodes = tuple(_with_answer(node, answers[node.name]) for node in nodes)
     timings["nodes"] = time.monotonic() - began
     nodes, plan_error = _with_plans(project, config, inventory.hosts, nodes)
     if _includes(level, "prove"):
@@ -117,12 +117,12 @@ def lock_state(project: Project, config: ClusterConfig) -> LockState | None:
         return LockState(None, problem=str(error))
 
 
-def _inspect(project: Project, inventory: Inventory, timeout_s: float) -> dict[str, Answer]:
+def _inspect(calls: Calls, project: Project, inventory: Inventory, timeout_s: float) -> Asked:
     commands = {
         host.name: NodeCommand(["inspect", "--node-json", f"{host.root}/node.json"])
         for host in inventory.hosts
     }
-    return call(inventory.hosts, commands, timeout_s, state_dir=project.state_dir)
+    return calls.start(inventory.hosts, commands, timeout_s, state_dir=project.state_dir)
 
 
 def _with_answer(node: NodeReport, answer: Answer) -> NodeReport:
@@ -132,16 +132,13 @@ def _with_answer(node: NodeReport, answer: Answer) -> NodeReport:
         return replace(node, error=str(error))
 
 
-def _ray_view(project: Project, inventory: Inventory, timeout_s: float) -> Answer:
+def _ray_view(calls: Calls, project: Project, inventory: Inventory, timeout_s: float) -> Asked:
     head = inventory.head
     command = NodeCommand(["ray-view", "--node-json", f"{head.root}/node.json"], python="environment")
-    return call([head], command, timeout_s, state_dir=project.state_dir)[head.name]
+    return calls.start([head], command, timeout_s, state_dir=project.state_dir)
 
 
-def _result(view: Future[Answer] | None) -> tuple[Mapping[str, Any] | None, str | None]:
-    if view is None:
-        return None, None
-    answer = view.result()
+def _result(answer: Answer) -> tuple[Mapping[str, Any] | None, str | None]:
     if answer.error is None and answer.exit_code == 1 and answer.stderr.strip():
         return None, answer.stderr.strip().splitlines()[-1]  # ray_view's own sentence
     try:

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,7 +197,50 @@ def test_something_that_is_no_sshd_and_says_nothing_is_given_up_in_time(server: 
         answer = server.call(["facts"], timeout_s=2)
         assert time.monotonic() - began < 6
     assert answer.exit_code is None
-    assert answer.error
+    assert "did not greet as an ssh server within 2 s" in str(answer.error)
+
+
+@contextlib.contextmanager
+def interrupted(begun: Path | None = None) -> Iterator[None]:
+    """Ctrl-C when a file is there, or a second after the block has begun; it is answered within three."""
+    at = []
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + 20
+        time.sleep(1)
+        while begun and not begun.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        at.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        yield
+    assert time.monotonic() - at[0] < 3
+
+
+def test_ctrl_c_does_not_wait_for_a_connection_that_is_being_made(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server.host = dataclasses.replace(server.host, port=silent.getsockname()[1])
+        with interrupted():
+            server.call(["facts"])
+
+
+def test_ctrl_c_does_not_wait_for_a_command_which_its_node_ends_in_time(server: Server) -> None:
+    server.accept_key()
+    install_python(server, "exec sleep 60")
+    with interrupted(Path(server.host.root, "pid")):
+        server.call(["facts"], timeout_s=8, python="environment")
+    wait_for_end(server, within_s=12)
+
+
+def test_ctrl_c_ends_a_command_without_ssh(tmp_path: Path) -> None:
+    python, pid = tmp_path / "python", tmp_path / "pid"
+    python.write_text(f"#!/bin/sh\necho $$ > {pid}\nexec sleep 60\n")
+    python.chmod(0o755)
+    with interrupted(pid):
+        call([make_host(tmp_path, python=str(python))], NodeCommand(["facts"], python="installed"), 50)
+    assert not Path(f"/proc/{int(pid.read_text())}").exists()
 
 
 def test_a_slow_command_is_ended_on_the_node_too(server: Server) -> None:
@@ -219,9 +263,9 @@ def install_python(server: Server, script: str) -> None:
     (root / "node.json").write_text(json.dumps({"python": str(python), "toolkit": str(root)}))
 
 
-def wait_for_end(server: Server) -> None:
+def wait_for_end(server: Server, within_s: float = 5) -> None:
     pid = int(Path(server.host.root, "pid").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + within_s
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, "the command lives on"
         time.sleep(0.05)
