@@ -201,8 +201,15 @@ def _mend(project: Project, report: Report, yes: bool) -> bool:
         raise RaytoolsError("--fix asks before it does this, and nobody can answer here", fix="Add: --yes")
     if not yes and not typer.confirm("Do this?", err=True):
         return False
-    for remedy, said in apply_remedies(project, load_inventory(project.inventory_path).hosts, wanted):
-        typer.echo(f"{remedy.node}: {said}", err=True)
+    left = list(wanted)
+    try:
+        for remedy, said in apply_remedies(project, load_inventory(project.inventory_path).hosts, wanted):
+            typer.echo(f"{remedy.node}: {said}", err=True)
+            left.remove(remedy)
+    except KeyboardInterrupt:
+        open_ = "; ".join(f"{remedy.node}: {remedy.what}" for remedy in left)
+        typer.echo(f"\n--fix: interrupted: may be done or not: {open_}. raytools doctor shows it", err=True)
+        raise
     return True
 
 

@@ -64,13 +64,12 @@ def _of(finding: Finding, node: NodeReport) -> Iterator[Remedy]:
 
 def apply_remedies(
     project: Project, hosts: Sequence[Host], wanted: Sequence[Remedy]
-) -> list[tuple[Remedy, str]]:
+) -> Iterator[tuple[Remedy, str]]:
     """Does all of them, one kind after the other, the nodes of a kind at the same time.
 
-    Returns:
-        Each with what was done, or why not.
+    Yields:
+        Each with what was done, or why not, when its kind is done on all nodes.
     """
-    outcomes: list[tuple[Remedy, str]] = []
     for kind in dict.fromkeys(one.kind for one in wanted):
         there = {one.node: one for one in wanted if one.kind == kind}
         asked = [host for host in hosts if host.name in there]
@@ -83,5 +82,4 @@ def apply_remedies(
                 said = str(answer.json()["done"])
             except TransportError as error:
                 said = f"failed: {error}"
-            outcomes.append((there[name], said))
-    return outcomes
+            yield there[name], said

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.cluster import CHECKOUT, Cluster, Done, told
+from tests.lab.cluster import CHECKOUT, Cluster, Done, told, until
 from tests.lab.doctor_faults import FAULTS, Fault
+from tests.lab.workload_faults import running_command
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -74,6 +75,18 @@ def test_fix_starts_the_ray_of_a_dead_worker_and_no_heads(provisioned: Cluster) 
     after = provisioned.raylets()
     assert (after["n1"], after["n3"]) == (before["n1"], before["n3"])
     assert after["n2"] not in (None, before["n2"])
+
+
+@pytest.mark.long
+def test_an_interrupted_fix_says_what_may_not_be_done(provisioned: Cluster) -> None:
+    provisioned.sh("n2", f"systemctl stop {provisioned.unit_name}")
+    with running_command(provisioned, "doctor", "--fix", "--yes") as running:
+        starts = f"systemctl is-active {provisioned.unit_name} | grep activating"
+        until(lambda: provisioned.sh("n2", starts, check=False), 60, "the unit starts")
+        running.interrupt()
+    assert running.process.returncode == 130, running.said()
+    assert f"interrupted: may be done or not: n2: restart {provisioned.unit_name}." in running.said()
+    provisioned.await_healthy(90)  # what systemd was asked for it goes on with
 
 
 def test_fix_sweeps_a_run_whose_supervisor_was_killed(provisioned: Cluster) -> None:

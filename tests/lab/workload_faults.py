@@ -1,4 +1,4 @@
-"""A smoke that runs on a lab's cluster while something happens to it, and looks at what it leaves."""
+"""A command that runs on a lab's cluster while something happens to it, and looks at what it leaves."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ RESULTS = "/shared/results"  # of the lab of containers
 
 
 @dataclass
-class Smoke:
-    """A smoke of scope `cluster` that has begun."""
+class Running:
+    """A command of raytools that has begun."""
 
     process: subprocess.Popen[str]
     log: Path
@@ -66,21 +66,26 @@ class Epoch(NamedTuple):
 
 
 @contextlib.contextmanager
-def smoke(cluster: Cluster, *arguments: str) -> Iterator[Smoke]:
-    """`raytools smoke … --json`, killed at the end of the block if it still runs."""
-    log = cluster.directory / "smoke.log"
-    command = cluster.raytools_command("smoke", *arguments, "--json")
+def running_command(cluster: Cluster, *arguments: str) -> Iterator[Running]:
+    """`raytools …`, killed at the end of the block if it still runs."""
+    log = cluster.directory / "running.log"
     with log.open("w") as stream:
         process = subprocess.Popen(
-            command, cwd=cluster.directory, env=cluster.environment(), text=True, stdin=subprocess.DEVNULL,
+            cluster.raytools_command(*arguments),
+            cwd=cluster.directory, env=cluster.environment(), text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=stream,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
     try:
-        yield Smoke(process, log, cluster)
+        yield Running(process, log, cluster)
     finally:
         process.kill()
         process.communicate()
+
+
+def smoke(cluster: Cluster, *arguments: str) -> contextlib.AbstractContextManager[Running]:
+    """`raytools smoke … --json`, which has begun."""
+    return running_command(cluster, "smoke", *arguments, "--json")
 
 
 @contextlib.contextmanager
