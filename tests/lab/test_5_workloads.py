@@ -69,6 +69,23 @@ def test_a_run_on_a_lost_node_is_lost_and_done_once_more_elsewhere(cluster: Clus
     assert cluster.raytools("doctor", "--threshold", "error").exit_code == 0
 
 
+@pytest.mark.long
+def test_ctrl_c_in_the_second_look_leaves_nothing_at_work(cluster: Cluster) -> None:
+    with smoke(cluster, "--workload", "autogluon", "--dataset", "breast_cancer") as running:
+        running.until_said("n1: running: ", 120)
+        directory = newest(cluster, "autogluon")
+        ended = f"test $(ls {directory}/run-*.json | wc -l) = {len(HOSTS)} && echo yes"
+        until(lambda: cluster.sh("n1", ended, check=False), 300, "all runs have ended")
+        running.interrupt()
+        assert running.process.returncode == 130, running.said()
+    files = cluster.sh("n1", f"ls {directory}").split()
+    assert not [name for name in files if name.startswith("left-")], files
+    assert len([name for name in files if name.startswith("again-")]) < len(HOSTS), "it came too late"
+    assert "3 of 3 runs had finished" in running.said()
+    assert [cluster.sh(host, "ls /run/lock/raytools/held") for host in HOSTS] == [""] * len(HOSTS)
+    assert cluster.raytools("doctor", "--threshold", "warning").exit_code == 0
+
+
 def test_objects_go_from_every_node_to_every_other(cluster: Cluster) -> None:
     done = cluster.raytools(
         "smoke", "--workload", "transfer", "--set", "size=8MiB", "--set", "rounds=1", "--json", wait_s=300
