@@ -41,7 +41,7 @@ test-lab: .python ## the playbooks on three hosts in a lab of its own (15 minute
 test-local-full: .python ## all tests of this machine, with those that take long (every pair of tune)
 	@"$(PYTHON)" scripts/test.py local-full
 
-test-lab-full: .python ## all of that: hosts that lose power under workloads (half an hour)
+test-lab-full: .python ## all of that: hosts that lose power under workloads, environments rolled out (50 minutes)
 	@"$(PYTHON)" scripts/test.py lab-full
 
 lab-clean: .lab-venv ## end all labs of this checkout; remove the cached image too

@@ -143,6 +143,7 @@ def environments(cluster: Cluster) -> dict[str, str]:
     return {host: cluster.sh(host, f"basename $(readlink {ROOT}/envs/current)") for host in HOSTS}
 
 
+@pytest.mark.long
 def test_another_environment_with_the_same_ray_is_rolled_out_without_losing_work(cluster: Cluster) -> None:
     before = environments(cluster)
     # without AutoGluon: how an environment is rolled out does not depend on what is in it, how long does
@@ -170,6 +171,7 @@ def test_another_environment_with_the_same_ray_is_rolled_out_without_losing_work
     cluster.play("cluster").assert_nothing_changed()
 
 
+@pytest.mark.long
 def test_another_ray_is_switched_to_on_all_nodes_together(cluster: Cluster) -> None:
     before = environments(cluster)
     text = cluster.lab.cluster_yaml.read_text()
@@ -188,6 +190,7 @@ def test_another_ray_is_switched_to_on_all_nodes_together(cluster: Cluster) -> N
     cluster.play("cluster").assert_nothing_changed()
 
 
+@pytest.mark.long
 def test_a_former_environment_is_had_back(cluster: Cluster) -> None:
     before = environments(cluster)
     text = cluster.lab.cluster_yaml.read_text()

@@ -92,6 +92,7 @@ def test_a_run_is_refused_with_the_command_that_allows_it_and_best_effort_says_w
     assert record["enforced"]["missing"]
 
 
+@pytest.mark.long
 def test_an_environment_that_is_there_already_is_used_on_every_node_and_never_written(
     homes: Cluster,
 ) -> None:
