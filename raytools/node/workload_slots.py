@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from raytools.errors import RaytoolsError
-from raytools.node import ray_view, workload_second
+from raytools.node import ray_view, workload_second_look
 from raytools.node.record import LOST, Record, utc_now, write_json
 from raytools.node.records import Attempts
 from raytools.node.workload_link import (
@@ -183,7 +183,7 @@ class SlotSmoke:
             raise
         finally:
             if self._hands_over:
-                workload_second.remove_left(self._results, len(self._started), self._emit)
+                workload_second_look.remove_left(self._results, len(self._started), self._emit)
 
     def _start(self, target: Target, method: str, inputs: Any, owner: int) -> Any:
         """Starts one limited run.
@@ -218,7 +218,7 @@ class SlotSmoke:
         """Where the run of that number leaves what it hands over, below the shared results."""
         if not self._hands_over:
             return None
-        return f"{self._workload.name}/{self._results.name}/{workload_second.directory_name(number)}"
+        return f"{self._workload.name}/{self._results.name}/{workload_second_look.directory_name(number)}"
 
     def _collect(self) -> list[WorkloadRun]:
         """Waits for all runs. Short waits, so that a signal is answered at once."""
@@ -321,7 +321,7 @@ class SlotSmoke:
         def start(owner: int, looker: int) -> Any:
             return self._start(targets[looker], "look_again", {}, owner)
 
-        merged, troubles = workload_second.look_again(
+        merged, troubles = workload_second_look.look_again(
             self._ray, runs, start, self._outcome, self._on_dead_nodes, self._results
         )
         for target, run in zip(targets, merged, strict=True):  # the controller keeps what it has heard last

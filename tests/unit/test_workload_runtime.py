@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from raytools.errors import RaytoolsError
-from raytools.node import workload_runtime, workload_second, workload_slots
+from raytools.node import workload_runtime, workload_second_look, workload_slots
 from raytools.node.workload_link import Listener, absent, decode_inputs, encode_inputs, new_results_dir
 from raytools.workloads.base import WorkloadRun
 
@@ -104,7 +104,7 @@ def test_a_node_that_is_not_provisioned_ends_in_an_error_event_and_exit_2(
     ],
 )
 def test_what_a_run_has_left_is_looked_at_on_another_host(hosts: list[str], expected: list[int]) -> None:
-    assert workload_second.lookers(hosts) == expected
+    assert workload_second_look.lookers(hosts) == expected
 
 
 class Looks:
@@ -147,7 +147,7 @@ def first_run(name: str | None, outcome: str = "ok", **metrics: Any) -> Workload
 def test_what_a_second_look_finds_is_added_to_the_run_whose_work_it_was(tmp_path: Path) -> None:
     runs = [first_run("n0", own=1, on="n0"), first_run("n1", "failed"), first_run("n2", own=3, on="n2")]
     looks = Looks("ok", {"on": "elsewhere"})
-    found, troubles = workload_second.look_again(
+    found, troubles = workload_second_look.look_again(
         looks, runs, looks.start, looks.outcome, looks.dead, tmp_path
     )
     assert looks.started == [(0, 2), (2, 0)]  # what failed has left nothing, and may not look
@@ -163,7 +163,7 @@ def test_what_a_second_look_finds_is_added_to_the_run_whose_work_it_was(tmp_path
 def test_a_second_look_that_fails_is_told_and_takes_nothing_from_the_run(tmp_path: Path) -> None:
     runs = [first_run("n0", on="n0"), first_run("n1", on="n1")]
     looks = Looks("refused", {})
-    found, troubles = workload_second.look_again(
+    found, troubles = workload_second_look.look_again(
         looks, runs, looks.start, looks.outcome, looks.dead, tmp_path
     )
     assert [run.metrics for run in found] == [{"on": "n0"}, {"on": "n1"}]
@@ -173,10 +173,10 @@ def test_a_second_look_that_fails_is_told_and_takes_nothing_from_the_run(tmp_pat
 def test_a_second_look_on_a_dead_node_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workload_second, "_LOOK_AT_NODES_S", 0)
+    monkeypatch.setattr(workload_second_look, "_LOOK_AT_NODES_S", 0)
     runs = [first_run("n0", on="n0"), first_run("n1", on="n1")]
     looks = Silent("ok", {})
-    found, troubles = workload_second.look_again(
+    found, troubles = workload_second_look.look_again(
         looks, runs, looks.start, looks.outcome, looks.dead, tmp_path
     )
     assert [run.metrics for run in found] == [{"on": "n0"}, {"on": "n1"}]
@@ -184,9 +184,9 @@ def test_a_second_look_on_a_dead_node_is_not_waited_for(
 
 
 def test_what_was_handed_over_is_removed_with_the_smoke(tmp_path: Path) -> None:
-    (tmp_path / workload_second.directory_name(1) / "clone").mkdir(parents=True)
+    (tmp_path / workload_second_look.directory_name(1) / "clone").mkdir(parents=True)
     (tmp_path / "run-1.json").touch()
-    workload_second.remove_left(tmp_path, 3, lambda *_, **__: None)
+    workload_second_look.remove_left(tmp_path, 3, lambda *_, **__: None)
     assert [path.name for path in tmp_path.iterdir()] == ["run-1.json"]
 
 
