@@ -297,7 +297,12 @@ class Cluster:
         """What systemd and Ray's log say on these hosts: it is gone when the lab is."""
         script = (
             f"systemctl show {self.unit_name} -p ActiveState,SubState,NRestarts,Result; "
-            f"journalctl -u {self.unit_name} -n 12 --no-pager -o short-precise; tail -n 8 {ROOT}/logs/ray.log"
+            f"journalctl -u {self.unit_name} -n 12 --no-pager -o short-precise; "
+            f"tail -n 8 {ROOT}/logs/ray.log; "
+            "journalctl -k --no-pager | grep -i 'out of memory\\|oom-kill' | tail -n 4; "
+            # of a Ray that has begun anew, the reason is in the session before
+            f"for session in $(ls -td {ROOT}/ray/session_2* | head -n 2); do "
+            "tail -n 12 $session/logs/gcs_server.out $session/logs/raylet.out; done"
         )
         return "\n".join(
             f"--- {host}\n{self.sh(host, script, check=False)}"

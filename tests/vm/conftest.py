@@ -10,12 +10,13 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterator
+import shutil
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.lab.cluster import ROOT, Cluster, Done
+from tests.lab.cluster import CHECKOUT, ROOT, Cluster, Done
 from tests.lab.machines import Lab, MachineSpec
 from tests.lab.machines.machine import Machine
 
@@ -27,6 +28,19 @@ MOUNT, EXPORT = "/mnt/raytools", "/srv/raytools"
 AS_RAY = "setpriv --reuid=ray --regid=ray --init-groups --reset-env --"
 COMES_UP_S = 300.0  # all of Ray, emulated, on two processors of this machine for two machines
 _PROGRAMS = Path(__file__).with_name("programs")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails shows what its machines say of Ray at that moment: they are gone when it is read."""
+    report = yield
+    clusters = [one for one in item.funcargs.values() if isinstance(one, Cluster)]
+    if call.when == "call" and report.failed and clusters:
+        said = clusters[0].said_of_ray(set(clusters[0].lab.addresses.values()))
+        report.sections.append(("what the machines say of Ray", said))
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +60,9 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         yield cluster
     finally:
         if request.session.testsfailed > failed_before:
-            print(f"what the machines said: {cluster.lab.keep_logs()}")
+            shutil.copytree(
+                cluster.lab.keep_logs(), CHECKOUT / ".raytools" / "logs" / name, dirs_exist_ok=True
+            )
         if not REUSE:
             cluster.remove()
 
