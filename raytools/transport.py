@@ -12,8 +12,6 @@ import io
 import json
 import os
 import shlex
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -23,9 +21,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from raytools.errors import TransportError
+from raytools.session import CLOSE_GRACE_S, LocalSession, OnLine, Said, Session, talk
 
 if TYPE_CHECKING:
     from raytools.inventory import Host
@@ -34,12 +33,10 @@ _PACKAGE = Path(__file__).parent
 _MARKER = "\x1eraytools\x1e"  # what a login script printed before it is not the command's output
 _BOOTSTRAP_FAILED = 96
 _CONNECT_WAIT_S = 10.0
-_CLOSE_GRACE_S = 10.0  # how long a command that is called off may tidy up
 _PARALLEL = 32
 _LONGEST_STREAM_S = 30 * 24 * 3600.0
 
 Interpreter = Literal["system", "environment", "installed"]
-OnLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -241,7 +238,7 @@ def stream(
     try:
         header, body = _package(host, command, timeout_s or 0, watch=True)
         session = _open(host, _command_line(host, command), _CONNECT_WAIT_S, state_dir)
-        return _talk(host, session, header + body, deadline, on_line, on_stderr_line, keep_open=True)
+        return _talked(host, session, header + body, deadline, on_line, on_stderr_line, keep_open=True)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -271,7 +268,7 @@ def put_file(
     header = _header(host, command, timeout_s, archive_bytes=len(content), put=target, mode=mode)
     try:
         session = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
-        return _talk(host, session, header + content, time.monotonic() + timeout_s)
+        return _talked(host, session, header + content, time.monotonic() + timeout_s)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -297,13 +294,13 @@ def _answer(
     try:
         if host.connection == "local" and command.python == "system" and not _command_prefix(host, command):
             with _our_code() as path, watched(_open_here(host, command, path)) as session:
-                return _talk(
-                    host, session, command.stdin.encode(), deadline, None, on_stderr_line, marker=False
+                return _talked(
+                    host, session, command.stdin.encode(), deadline, None, on_stderr_line, marker=None
                 )
         header, body = _package(host, command, timeout_s)
         opened = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
         with watched(opened) as session:
-            return _talk(host, session, header + body, deadline, None, on_stderr_line)
+            return _talked(host, session, header + body, deadline, None, on_stderr_line)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -335,7 +332,7 @@ def _header(host: Host, command: NodeCommand, timeout_s: float, **more: Any) -> 
         "archive_bytes": 0,
         "stdin_bytes": 0,
         "watch": False,
-        "grace_s": _CLOSE_GRACE_S,
+        "grace_s": CLOSE_GRACE_S,
     } | more
     return b"%d\n%b%b\n" % (len(bootstrap), bootstrap, json.dumps(fields).encode())
 
@@ -396,50 +393,7 @@ def _our_code() -> _OurCode:
     return _OurCode(prefix="raytools-code-")
 
 
-# --- the two ways to run something ---
-
-
-class Session(Protocol):
-    """A running command, here or behind ssh."""
-
-    stdin: IO[bytes]
-    stdout: IO[bytes]
-    stderr: IO[bytes]
-
-    def wait(self, timeout_s: float) -> int | None:
-        """The exit code; None if there is none in time."""
-
-    def close(self) -> None:
-        """Ends the command if it still runs, and frees everything."""
-
-
-class _LocalSession:
-    """A child of this process, in a session of its own so that Ctrl-C is ours to pass on."""
-
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd="/",
-            start_new_session=True,
-        )
-        pipes = (self._process.stdin, self._process.stdout, self._process.stderr)
-        self.stdin, self.stdout, self.stderr = cast("tuple[IO[bytes], IO[bytes], IO[bytes]]", pipes)
-
-    def wait(self, timeout_s: float) -> int | None:
-        try:
-            return self._process.wait(max(timeout_s, 0))
-        except subprocess.TimeoutExpired:
-            return None
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # another thread was first
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+# --- how it is run, and what the answer means ---
 
 
 def _open_here(host: Host, command: NodeCommand, path: str) -> Session:
@@ -456,7 +410,7 @@ def _open_here(host: Host, command: NodeCommand, path: str) -> Session:
 
 def _open_local(host: Host, line: Sequence[str], environment: Mapping[str, str]) -> Session:
     try:
-        return _LocalSession(line, environment)
+        return LocalSession(line, environment)
     except OSError as error:
         raise _CallFailedError(f"{host.name}: {line[0]} cannot be started ({error.strerror})") from error
 
@@ -473,7 +427,7 @@ def _open(host: Host, line: Sequence[str], connect_wait_s: float, state_dir: Pat
         raise _CallFailedError(str(error)) from error
 
 
-def _talk(
+def _talked(
     host: Host,
     session: Session,
     data: bytes,
@@ -481,99 +435,23 @@ def _talk(
     on_line: OnLine | None = None,
     on_stderr_line: OnLine | None = None,
     *,
-    marker: bool = True,
+    marker: str | None = _MARKER,
     keep_open: bool = False,
 ) -> Answer:
-    """Sends, reads both outputs at once, and waits for the end or the deadline."""
-    output = _Reader(session.stdout, on_line, _MARKER if marker else None)
-    errors = _Reader(session.stderr, on_stderr_line, None)
-    sender = threading.Thread(target=_send, args=(session.stdin, data, keep_open), daemon=True)
-    threads = (sender, output, errors)
-    began = time.monotonic()
-    try:
-        for thread in threads:
-            thread.start()
-        exit_code = session.wait(deadline - time.monotonic())
-        if exit_code is not None:
-            for thread in (output, errors):  # what is still in the pipe; a stray grandchild may hold it open
-                thread.join(min(2.0, max(0.1, deadline - time.monotonic())))
-    except BaseException:
-        _call_off(session)
-        raise
-    finally:
-        session.close()
-    if exit_code is None or (exit_code < 0 and time.monotonic() >= deadline - 1):
-        waited_s = time.monotonic() - began
-        return Answer(output.text, errors.text, None, f"{host.name}: no answer within {waited_s:.0f} s")
-    for reader in (output, errors):
-        if reader.failure:
-            raise reader.failure
-    error = _refusal(host, exit_code, output, errors.text) if marker else None
-    return Answer(output.text, errors.text, None if error else exit_code, error)
+    """`talk`, and what it means."""
+    said = talk(session, data, deadline, on_line, on_stderr_line, marker=marker, keep_open=keep_open)
+    if said.exit_code is None:
+        return Answer(said.stdout, said.stderr, None, f"{host.name}: no answer within {said.waited_s:.0f} s")
+    error = _refusal(host, said, said.exit_code) if marker else None
+    return Answer(said.stdout, said.stderr, None if error else said.exit_code, error)
 
 
-def _call_off(session: Session) -> None:
-    """Lets a watched command end itself (it sees the end of its input) before it is killed."""
-    try:
-        session.stdin.close()
-    except OSError:
-        return
-    session.wait(_CLOSE_GRACE_S + 2)
-
-
-def _send(stdin: IO[bytes], data: bytes, keep_open: bool) -> None:
-    try:
-        stdin.write(data)
-        stdin.flush()
-        if not keep_open:
-            stdin.close()
-    except OSError:
-        return  # the command ended early; its exit code and output tell why
-
-
-class _Reader(threading.Thread):
-    """Collects an output, or hands it over line by line; with a marker, only what comes after it counts."""
-
-    def __init__(self, source: IO[bytes], on_line: OnLine | None, marker: str | None) -> None:
-        super().__init__(daemon=True)
-        self._source, self._on_line, self._marker = source, on_line, marker
-        self._kept: list[str] = []
-        self.noise: list[str] = []
-        self.started_python = False
-        self.failure: Exception | None = None
-
-    @property
-    def text(self) -> str:
-        return "".join(self._kept)
-
-    def run(self) -> None:
-        try:
-            for raw in self._source:
-                self._take(raw.decode("utf-8", errors="replace"))
-        except (OSError, ValueError):
-            return  # closed while reading: the call is over
-        except Exception as error:  # noqa: BLE001 - the callback's own failure, raised again by the caller
-            self.failure = error
-
-    def _take(self, line: str) -> None:
-        if self._marker and not self.started_python:
-            self.started_python = line.rstrip("\r\n").endswith(self._marker)
-            if not self.started_python:
-                self.noise.append(line)
-        elif self._on_line:
-            self._on_line(line.rstrip("\n"))
-        else:
-            self._kept.append(line)
-
-
-def _refusal(host: Host, exit_code: int, output: _Reader, stderr: str) -> str | None:
+def _refusal(host: Host, said: Said, exit_code: int) -> str | None:
     """One sentence if the command never began; None if it did."""
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    if output.started_python:
-        said = [line for line in lines if line.startswith("raytools-bootstrap: ")]
-        return (
-            f"{host.name}: {said[0].partition(': ')[2]}" if exit_code == _BOOTSTRAP_FAILED and said else None
-        )
+    lines = [line for line in said.stderr.splitlines() if line.strip()]
+    if said.reached_marker:
+        why = [line for line in lines if line.startswith("raytools-bootstrap: ")]
+        return f"{host.name}: {why[0].partition(': ')[2]}" if exit_code == _BOOTSTRAP_FAILED and why else None
     python = host.python or "python3"
     sudo = [line for line in lines if line.startswith("sudo:")]
     if sudo:
@@ -586,6 +464,6 @@ def _refusal(host: Host, exit_code: int, output: _Reader, stderr: str) -> str | 
             f"{host.name}: there is no {python}. Install Python 3.10 or newer, "
             "or set ansible_python_interpreter"
         )
-    said_instead = "".join(output.noise).strip() or "; ".join(lines) or "nothing"
+    said_instead = said.noise.strip() or "; ".join(lines) or "nothing"
     answered = f"the node answered {said_instead[:160]!r} (exit code {exit_code})"
     return f"{host.name}: {python} did not start; {answered}"
