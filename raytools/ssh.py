@@ -14,6 +14,7 @@ import os
 import shlex
 import socket
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -234,13 +235,15 @@ def open_session(host: Host, line: str, connect_wait_s: float, state_dir: Path) 
     """
     import paramiko
 
+    began = time.monotonic()
     try:
         connection = _connection(host, connect_wait_s, state_dir)
         connection.open()
         channel = connection.transport.open_session(timeout=_SESSION_PATIENCE * connect_wait_s)
         channel.exec_command(line)
     except (OSError, EOFError, paramiko.SSHException, ValueError) as error:
-        raise TransportError(_sentence(host, error, connect_wait_s, state_dir)) from error
+        was_closed = time.monotonic() - began < connect_wait_s
+        raise TransportError(_sentence(host, error, connect_wait_s, was_closed, state_dir)) from error
     return SshSession(connection, channel)
 
 
@@ -275,8 +278,16 @@ def _check_host_keys(client: Any, state_dir: Path) -> None:
             client.load_system_host_keys(str(path))
 
 
-def _sentence(host: Host, error: Exception, waited_s: float, state_dir: Path) -> str:
-    """Turns a library's exception into what to do about it."""
+def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, state_dir: Path) -> str:
+    """Turns a library's exception into what to do about it.
+
+    Args:
+        host: the one that could not be talked to.
+        error: of paramiko, fabric or the system.
+        waited_s: the limit of each step.
+        was_closed: it ended before that limit: paramiko's text for a missing greeting is the same for both.
+        state_dir: as for `write_config`.
+    """
     from paramiko import AuthenticationException, BadHostKeyException, PasswordRequiredException
     from paramiko.ssh_exception import NoValidConnectionsError
 
@@ -306,6 +317,11 @@ def _sentence(host: Host, error: Exception, waited_s: float, state_dir: Path) ->
     if isinstance(error, socket.gaierror):
         return f"{where}: the name {host.address} cannot be resolved. Set ansible_host in the inventory"
     if str(error) in ("Error reading SSH protocol banner", "No existing session"):
+        if was_closed:
+            return (
+                f"{where}: what listens there closed the connection without an ssh server's greeting. "
+                "Is ansible_port right, does sshd allow more connections (MaxStartups) and this address?"
+            )
         return (
             f"{where}: something listens there and did not greet as an ssh server within {waited_s:.0f} s. "
             "Is ansible_port right, and the node not overloaded?"

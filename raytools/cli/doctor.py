@@ -207,8 +207,10 @@ def _mend(project: Project, report: Report, yes: bool) -> bool:
             typer.echo(f"{remedy.node}: {said}", err=True)
             left.remove(remedy)
     except KeyboardInterrupt:
-        open_ = "; ".join(f"{remedy.node}: {remedy.what}" for remedy in left)
-        typer.echo(f"\n--fix: interrupted: may be done or not: {open_}. raytools doctor shows it", err=True)
+        if open_ := "; ".join(f"{remedy.node}: {remedy.what}" for remedy in left):
+            typer.echo(
+                f"\n--fix: interrupted: may be done or not: {open_}. raytools doctor shows it", err=True
+            )
         raise
     return True
 

@@ -200,6 +200,15 @@ def test_something_that_is_no_sshd_and_says_nothing_is_given_up_in_time(server: 
     assert "did not greet as an ssh server within 2 s" in str(answer.error)
 
 
+def test_something_that_hangs_up_without_a_greeting_is_told_so(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server.host = dataclasses.replace(server.host, port=listening.getsockname()[1])
+        threading.Thread(target=lambda: listening.accept()[0].close(), daemon=True).start()
+        answer = server.call(["facts"], timeout_s=5)
+    assert answer.exit_code is None
+    assert "closed the connection without an ssh server's greeting" in str(answer.error)
+
+
 @contextlib.contextmanager
 def interrupted(begun: Path | None = None) -> Iterator[None]:
     """Ctrl-C when a file is there, or a second after the block has begun; it is answered within three."""

@@ -113,7 +113,7 @@ def test_an_option_that_cannot_be_followed_is_an_error_and_not_left_out(argument
 def test_a_node_that_logs_in_and_starts_no_session_is_told_from_one_that_does_not_answer(
     tmp_path: Path,
 ) -> None:
-    said = ssh._sentence(host(), paramiko.SSHException("Timeout opening channel."), 10.0, tmp_path)
+    said = ssh._sentence(host(), paramiko.SSHException("Timeout opening channel."), 10.0, False, tmp_path)
     assert said.startswith("n1 (192.0.2.11 port 22): logged in, but it opened no session within 30 s.")
     assert "overloaded" in said
 
