@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,12 +181,19 @@ def _failed_tests(tier: Tier) -> list[FailedTest]:
     return [
         FailedTest(
             f"{case.get('classname')}::{case.get('name')}",
-            (failure.get("message") or "").partition("\n")[0][:REASON_CHARS],
+            _reason(failure.get("message") or ""),
             failure.text or "",
         )
         for case in ElementTree.parse(_report_of(tier)).iter("testcase")  # noqa: S314 - pytest wrote it here
         for failure in [*case.iter("failure"), *case.iter("error")]
     ]
+
+
+def _reason(message: str) -> str:
+    """One line: the first that the doctor or Ansible calls an error in what a test shows, or the first."""
+    lines = message.splitlines() or [""]
+    telling = (line for line in lines if re.match(r"\s*(error|warning|fatal:|\[ERROR\])", line))
+    return next(telling, lines[0]).strip()[:REASON_CHARS]
 
 
 def _names(tier: Tier) -> str:
