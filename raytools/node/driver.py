@@ -52,7 +52,33 @@ def isolated_group(node: Mapping[str, Any]) -> str | None:
     return f"{places[0].removeprefix(_PLACE)}/{MAIN_LEAF}" if places else None
 
 
-def enter(node: Mapping[str, Any]) -> None:
+def become_driver(node: Mapping[str, Any], user: str | None = None) -> dict[str, str]:
+    """Makes this process one that Ray takes over as a driver: at its place, with no more rights than Ray's.
+
+    Args:
+        node: the plan of this node.
+        user: whose driver it is, where this is root; default: Ray's own, whose workers write beside it.
+
+    Returns:
+        The variables to go on with.
+
+    Raises:
+        RaytoolsError: it may not be one, or Ray does not run here.
+    """
+    service_user = node.get("user")
+    user = user or service_user
+    if isolated_group(node) and user and service_user and _uid(user) == 0 and _uid(service_user) != 0:
+        # The group that Ray moves it to has CPUs of its own as soon as a limited run was here, and the kernel
+        # lets nobody change the CPUs of a process with more capabilities (cap_task_setscheduler).
+        raise RaytoolsError(
+            f"ray.isolation is on, and root's driver would end the raylet, which {service_user} may not move",
+            expected=f"a driver of {service_user}, or of another user who is not root",
+        )
+    _enter(node)
+    return _become(user)
+
+
+def _enter(node: Mapping[str, Any]) -> None:
     """Moves this process to where Ray can take it over as a driver; nothing to do without `ray.isolation`.
 
     Raises:
@@ -96,8 +122,7 @@ def main(argv: list[str]) -> int:
         parser.error("found no program, expected one, as in: driver python fit.py")
     try:
         node = read_node(Path(options.root or os.environ.get("RAYTOOLS_ROOT") or DEFAULT_ROOT) / "node.json")
-        enter(node)
-        environment = become(options.user or node.get("user"))
+        environment = become_driver(node, options.user)
     except RaytoolsError as error:
         print(error, file=sys.stderr)
         return 2
@@ -111,7 +136,7 @@ def main(argv: list[str]) -> int:
     return 127
 
 
-def become(user: str | None) -> dict[str, str]:
+def _become(user: str | None) -> dict[str, str]:
     """Changes to the user, if this is root; returns the variables to go on with.
 
     Raises:
@@ -120,11 +145,19 @@ def become(user: str | None) -> dict[str, str]:
     environment = dict(os.environ)
     if user is None or os.getuid() != 0:
         return environment
-    try:
-        account = pwd.getpwnam(user)
-    except KeyError:
-        raise RaytoolsError(f"--user {user}: there is no such user", expected="one of this node's") from None
+    account = _account(user)
     os.initgroups(user, account.pw_gid)
     os.setgid(account.pw_gid)
     os.setuid(account.pw_uid)
     return {**environment, "HOME": account.pw_dir, "USER": user, "LOGNAME": user}
+
+
+def _uid(user: str) -> int:
+    return _account(user).pw_uid
+
+
+def _account(user: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise RaytoolsError(f"--user {user}: there is no such user", expected="one of this node's") from None

@@ -32,7 +32,7 @@ def ask(node: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         RaytoolsError: this process cannot be a driver.
     """
     nodes = [one for one in ray_view.view(node)["nodes"] if one["state"] == "ALIVE"]
-    driver.enter(node)
+    os.environ.update(driver.become_driver(node))
     told = driver.variables(node, sys.prefix)
     os.environ.update({name: told[name] for name in told.keys() - set(driver.PREPENDED)})
     import ray

@@ -110,9 +110,8 @@ def absent(expected: list[dict[str, str]], present: set[str]) -> list[str]:
 
 
 def become_driver(node: Mapping[str, Any]) -> None:
-    """Where Ray takes drivers over, as Ray's user: its workers write beside what this process writes."""
-    driver.enter(node)
-    os.environ.update(driver.become(node.get("user")))
+    """This process from now on: Ray's user, because its workers write beside what this process writes."""
+    os.environ.update(driver.become_driver(node))
 
 
 class connected:  # noqa: N801 - used as a function

@@ -80,9 +80,26 @@ def test_who_may_not_enter_is_told_how_to_before_anything_is_harmed(tmp_path: Pa
     (tmp_path / "unit" / "main" / "cgroup.procs").mkdir(parents=True)  # nobody can write that
     node = plan(tmp_path, f"--cgroup-path={tmp_path}/unit")
     with pytest.raises(RaytoolsError) as refused:
-        driver.enter(node)
+        driver.become_driver(node)
     assert f"sudo env PYTHONPATH={node['toolkit']}" in (refused.value.fix or "")
     assert "-m raytools.node driver PROGRAM" in (refused.value.fix or "")
+
+
+def test_under_isolation_roots_driver_is_refused_because_ray_could_not_move_it(tmp_path: Path) -> None:
+    procs = tmp_path / "unit" / "main" / "cgroup.procs"
+    procs.parent.mkdir(parents=True)
+    plan(tmp_path, f"--cgroup-path={tmp_path}/unit", user="nobody")
+    done = started(tmp_path, "--user", "root", "echo", "started")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "root's driver would end the raylet, which nobody may not move" in done.stderr
+    assert not procs.exists()
+
+
+def test_where_rays_user_is_root_its_drivers_are_too(tmp_path: Path) -> None:
+    (tmp_path / "unit" / "main").mkdir(parents=True)
+    plan(tmp_path, f"--cgroup-path={tmp_path}/unit", user="root")
+    done = started(tmp_path, "echo", "started")
+    assert (done.returncode, done.stdout) == (0, "started\n")
 
 
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
