@@ -38,7 +38,7 @@ lab-down: .lab-venv ## end them and remove all of that lab (LAB=lab)
 test-lab: .python ## the playbooks on three hosts in a lab of its own (15 minutes; once before: make lab-deps)
 	@"$(PYTHON)" scripts/test.py lab
 
-test-local-full: .python ## all tests of this machine, with those that take long (every pair of tune)
+test-local-full: .python ## all tests of this machine, with those that take long (a new user, every pair of tune)
 	@"$(PYTHON)" scripts/test.py local-full
 
 test-lab-full: .python ## all of that: hosts that lose power under workloads, environments rolled out (50 minutes)

@@ -18,6 +18,7 @@ import yaml
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 pytestmark = [
+    pytest.mark.long,  # minutes; CI runs it as root, and the lab installs three hosts without root
     pytest.mark.skipif(os.getuid() != 0, reason="needs root to make a user"),
     pytest.mark.skipif(shutil.which("useradd") is None, reason="needs useradd (package passwd)"),
     pytest.mark.skipif(
