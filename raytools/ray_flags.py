@@ -128,6 +128,9 @@ def environment_of_ray(
         "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "150",
         # nor the agents; a raylet whose agents are late aborts
         "RAY_agent_register_timeout_ms": "120000",
+        # nor the server that a Ray client gets: how long one waits for it, and it for its client
+        "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120",
+        "TIMEOUT_FOR_SPECIFIC_SERVER_S": "60",
         # Ray's default keeps 5 x 512 MiB of each of its many log files
         "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),
         "RAY_ROTATION_BACKUP_COUNT": "2",

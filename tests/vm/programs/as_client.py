@@ -7,21 +7,7 @@ import sys
 
 import ray
 
-TRIES = 3  # Ray gives a client's server 30 s to begin, which an emulated machine that is busy may exceed
-
-
-def connect(address: str) -> None:
-    for number in range(TRIES):
-        try:
-            ray.init(f"ray://{address}", log_to_driver=False)
-        except ConnectionAbortedError:
-            if number == TRIES - 1:
-                raise
-        else:
-            return
-
-
-connect(sys.argv[1])
+ray.init(f"ray://{sys.argv[1]}", log_to_driver=False)
 
 
 @ray.remote
