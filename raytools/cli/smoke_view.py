@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -145,11 +146,10 @@ def print_result(document: Mapping[str, Any], workload: Named) -> None:
                 where = run_name(run["record"])
                 console.print(_rows_table(f"{where}: {name}" if entries else f"{name} on {where}", rows))
     if entries:
-        console.print(_entries_table(entries, workload.shown_metrics))
+        _print_entries(console, entries, workload.shown_metrics)
     else:
-        console.print(_nodes_table(document["runs"], workload.shown_metrics))
-    for part in _equality(document.get("equality") or {}):
-        console.print(part)
+        _print_nodes(console, document["runs"], workload.shown_metrics)
+    _print_equality(console, document.get("equality") or {})
     if document["spread"]["cv"] is not None:
         console.print(f"Spread of {document['spread']['metric']}: {document['spread']['cv']:.1%}")
     passed = document["verdict"] == "pass"
@@ -165,39 +165,75 @@ def output() -> Console:
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False, markup=False)
 
 
-def _equality(equality: Mapping[str, Any]) -> Iterator[RenderableType]:
+def _print_equality(console: Console, equality: Mapping[str, Any]) -> None:
     """The nodes beside each other, where there are several or a baseline, and what was left out."""
     nodes, baseline = equality.get("nodes") or {}, equality.get("baseline")
     left_out = equality.get("left_out") or []
     if len(nodes) > 1 or (nodes and baseline):
-        yield _equality_table(equality, nodes, baseline)
+        heads, rows = _equality_cells(equality, nodes, baseline)
+        _print_cells(console, "medians by node, and how much slower than others", heads, rows)
     several = len({*nodes, *(run["node"] for run in left_out)}) > 1
     if several and left_out and (nodes or any(run["why"] == "tainted" for run in left_out)):
         named = ", ".join(f"{run['run']} ({run['why']})" for run in left_out)
-        yield Text(f"Not compared: {named}")
+        console.print(Text(f"Not compared: {named}"))
 
 
-def _equality_table(
+def _equality_cells(
     equality: Mapping[str, Any], nodes: Mapping[str, Any], baseline: Mapping[str, Any] | None
-) -> Table:
-    table = Table(title="medians by node, and how much slower than others", title_justify="left")
-    table.add_column("node")
+) -> tuple[list[str], list[list[str]]]:
+    heads = ["node"]
     for metric in equality["metrics"]:
-        table.add_column(metric, justify="right", no_wrap=True)
-        table.add_column("than peers", justify="right")
-        if baseline:
-            table.add_column("than baseline", justify="right")
+        heads += [metric, "than peers", *(["than baseline"] if baseline else [])]
     models = {node["cpu_model"] for node in nodes.values()}
-    if len(models) > 1:
-        table.add_column("CPU model")
+    rows = []
     for name, node in nodes.items():
         cells = [name]
         for metric, figure in node["metrics"].items():
             cells += [cell(figure["median"]), _signed(figure["slower"])]
             if baseline:
                 cells.append(_signed((baseline["nodes"].get(name) or {}).get(metric, {}).get("slower")))
-        table.add_row(*cells, *([str(node["cpu_model"])] if len(models) > 1 else []))
+        rows.append([*cells, *([str(node["cpu_model"])] if len(models) > 1 else [])])
+    return [*heads, *(["CPU model"] if len(models) > 1 else [])], rows
+
+
+def _print_cells(console: Console, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """One line per row where that fits; else one column per row, in as many tables as fit.
+
+    A table that is cut to the width of a terminal shows `0.9…` for a score.
+    """
+    lines = _lines(title, heads, rows)
+    if _fits(console, lines):
+        console.print(lines)
+        return
+    for size in range(len(rows), 0, -1):
+        turned = [
+            _lines(title, *_turned(heads, rows[first : first + size])) for first in range(0, len(rows), size)
+        ]
+        if size == 1 or all(_fits(console, table) for table in turned):
+            for table in turned:
+                console.print(table)
+            return
+
+
+def _turned(
+    heads: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    first, *others = zip(heads, *rows, strict=True)
+    return first, others
+
+
+def _lines(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
     return table
+
+
+def _fits(console: Console, table: Table) -> bool:
+    unbounded = console.options.update(width=10_000)
+    return Measurement.get(console, unbounded, table).maximum <= console.width
 
 
 def _signed(share: float | None) -> str:
@@ -208,7 +244,8 @@ def _signed(share: float | None) -> str:
 def _rows_table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_justify="left")
     for column, value in rows[0].items():
-        table.add_column(column, justify="left" if isinstance(value, str) else "right")
+        justify: JustifyMethod = "left" if isinstance(value, str) else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows[:_SHOWN_ROWS]:
         table.add_row(*(Text(cell(row.get(column), column)) for column in rows[0]))
     if len(rows) > _SHOWN_ROWS:
@@ -216,37 +253,37 @@ def _rows_table(title: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _nodes_table(runs: list[dict[str, Any]], shown_metrics: tuple[str, ...]) -> Table:
-    table = Table(title="by node", title_justify="left")
-    for column in ("node", "outcome", *shown_metrics, "wall", "memory peak", "CPUs used"):
-        table.add_column(column, justify="left" if column in ("node", "outcome") else "right", no_wrap=True)
+def _print_nodes(console: Console, runs: list[dict[str, Any]], shown_metrics: tuple[str, ...]) -> None:
+    heads = ("node", "outcome", *shown_metrics, "wall", "memory peak", "CPUs used")
+    rows = []
     for run in runs:
         record, metrics = run["record"], run["metrics"]
         used, limits = record["used"], record["limits"]
-        table.add_row(
-            run_name(record),
-            record["outcome"],
-            *(cell(metrics.get(name), name) for name in shown_metrics),
-            _or_unknown(used["wall_s"], format_duration),
-            f"{_or_unknown(used['memory_peak_bytes'], format_size)}"
-            f" of {_or_unknown(limits['memory_bytes'], format_size)}",
-            f"{_cpus_used(used)} of {_or_unknown(limits['cpus'], str)}",
+        memory = _or_unknown(used["memory_peak_bytes"], format_size)
+        rows.append(
+            [
+                run_name(record),
+                record["outcome"],
+                *(cell(metrics.get(name), name) for name in shown_metrics),
+                _or_unknown(used["wall_s"], format_duration),
+                f"{memory} of {_or_unknown(limits['memory_bytes'], format_size)}",
+                f"{_cpus_used(used)} of {_or_unknown(limits['cpus'], str)}",
+            ]
         )
-    return table
+    _print_cells(console, "by node", heads, rows)
 
 
-def _entries_table(runs: list[dict[str, Any]], shown_metrics: tuple[str, ...]) -> Table:
-    table = Table(title="by entry", title_justify="left")
-    for column in ("entry", "outcome", *shown_metrics, "wall"):
-        table.add_column(column, justify="left" if column in ("entry", "outcome") else "right", no_wrap=True)
-    for run in runs:
-        table.add_row(
+def _print_entries(console: Console, runs: list[dict[str, Any]], shown_metrics: tuple[str, ...]) -> None:
+    rows = [
+        [
             run_name(run["record"]),
             run["record"]["outcome"],
             *(cell(run["metrics"].get(name), name) for name in shown_metrics),
             _or_unknown(run["record"]["used"]["wall_s"], format_duration),
-        )
-    return table
+        ]
+        for run in runs
+    ]
+    _print_cells(console, "by entry", ("entry", "outcome", *shown_metrics, "wall"), rows)
 
 
 def _cpus_used(used: Mapping[str, Any]) -> str:
