@@ -21,7 +21,7 @@ SCHEDULERS = ("fifo", "asha", "hyperband", "median", PBT)
 APIS = ("class", "function")
 _FEWEST_ROWS = 100
 _SAME_CONFIGURATIONS = ("random",)  # searches that try the same whatever the scheduler says
-STARTING_ALL = ("random", PBT)  # of the other searches Tune starts one process after the other
+DRAWING = ("random", PBT)  # searches that learn nothing: all their trials can be had at once
 _SEARCH_PACKAGES = {"optuna": "optuna", "hyperopt": "hyperopt"}
 
 

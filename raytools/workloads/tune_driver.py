@@ -24,7 +24,7 @@ from raytools.workloads import start_together
 from raytools.workloads.base import ClusterContext, ClusterNode
 from raytools.workloads.cluster_checks import require_ray, require_shared, workers_of
 from raytools.workloads.tables import find_dataset, load_frame
-from raytools.workloads.tune import PBT, STARTING_ALL, Pair, TuneParameters, pairs
+from raytools.workloads.tune import DRAWING, PBT, Pair, TuneParameters, pairs
 from raytools.workloads.tune_trial import Task, make_task, trainable
 
 METRIC, MODE, TIME = "score", "max", "epoch"
@@ -46,7 +46,7 @@ def run_pairs(parameters: TuneParameters, context: ClusterContext) -> None:
             of one.
     """
     require_shared(context, "a trial may go on on another node")
-    workers_of(context.nodes, parameters.cpus, "a trial")
+    at_a_time = workers_of(context.nodes, parameters.cpus, "a trial")
     if parameters.mlflow:  # its release 3 has the file store in maintenance, and asks for this
         os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -56,7 +56,7 @@ def run_pairs(parameters: TuneParameters, context: ClusterContext) -> None:
             continue
         began = time.monotonic()
         try:
-            metrics, problem = _run_pair(pair, parameters, task, context)
+            metrics, problem = _run_pair(pair, parameters, task, context, at_a_time)
         except Exception as error:  # noqa: BLE001 - of Tune or a search: the other pairs may do better
             require_ray(error)
             traceback.print_exc()
@@ -73,16 +73,19 @@ def _make_task(parameters: TuneParameters, context: ClusterContext) -> Task:
 
 
 def _run_pair(
-    pair: Pair, parameters: TuneParameters, task: Task, context: ClusterContext
+    pair: Pair, parameters: TuneParameters, task: Task, context: ClusterContext, at_a_time: int
 ) -> tuple[dict[str, Any], str | None]:
     """Metrics of one experiment, and what went wrong in it."""
     context.report(pair.name, f"{parameters.trials} trials, at most {parameters.epochs} epochs each")
     directory = context.results_dir / "tune" / pair.name
-    gated = pair.search in STARTING_ALL
+    # A search that learns is asked for one trial after the other, unless it is told how many there may be. It
+    # counts those that are paused, too: then there would be no more to take the places of these.
+    limited = pair.search not in DRAWING and pair.scheduler not in _PAUSING
+    gated = pair.search in DRAWING or limited
     task = dataclasses.replace(task, gate=start_together.gate_name() if gated else "")
     tuner, before = _restored(directory, pair, parameters, task, context)
     if tuner is None:
-        tuner = _new_tuner(directory, pair, parameters, task)
+        tuner = _new_tuner(directory, pair, parameters, task, at_a_time if limited else None)
     left = parameters.trials - before if gated else 0
     with (
         start_together.together(task.gate, context.nodes, task.cpus, left) as used,
@@ -135,7 +138,9 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _new_tuner(directory: Path, pair: Pair, parameters: TuneParameters, task: Task) -> Any:
+def _new_tuner(
+    directory: Path, pair: Pair, parameters: TuneParameters, task: Task, most_at_a_time: int | None
+) -> Any:
     from ray import tune
 
     space = _space()
@@ -151,6 +156,7 @@ def _new_tuner(directory: Path, pair: Pair, parameters: TuneParameters, task: Ta
             num_samples=parameters.trials,
             search_alg=_search(pair.search, parameters.seed),
             scheduler=_scheduler(pair.scheduler, parameters.epochs, space),
+            max_concurrent_trials=most_at_a_time,
             reuse_actors=True,  # a new process takes longer than a short trial
         ),
         run_config=tune.RunConfig(

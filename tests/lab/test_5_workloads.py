@@ -16,11 +16,12 @@ TUNE = (
 
 
 def test_tune_uses_every_node_as_the_service_account(cluster: Cluster) -> None:
-    done = cluster.raytools("smoke", *TUNE, "--set", "trials=9", "--set", "epochs=60", "--json", wait_s=300)
+    arguments = ("--set", "searches=random,optuna", "--set", "trials=9", "--set", "epochs=60", "--json")
+    done = cluster.raytools("smoke", *TUNE, *arguments, wait_s=300)
     assert done.exit_code == 0, done.output
-    (run,) = done.json()["runs"]
-    assert run["metrics"]["nodes"] == sorted(HOSTS)
-    assert (run["metrics"]["trials"], run["metrics"]["budget_epochs"]) == (9, 540)
+    for run in done.json()["runs"]:
+        assert run["metrics"]["nodes"] == sorted(HOSTS), run["metrics"]
+        assert (run["metrics"]["trials"], run["metrics"]["budget_epochs"]) == (9, 540)
     owners = cluster.sh(
         "n1", f"stat -c %U {newest(cluster, 'tune')}/tune/random-fifo/*/result.json | sort -u"
     )
