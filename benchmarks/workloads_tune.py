@@ -64,7 +64,6 @@ def main() -> int:
         asked = {name: getattr(options, name) for name in ("dataset", "trials", "epochs", "rows")}
         request.write_text(json.dumps({**asked, "table": str(table)}))
         for number in range(options.runs):
-            print(f"round {number + 1} of {options.runs}", file=sys.stderr, flush=True)
             first, second = list(walls)[:: 1 if number % 2 else -1]
             for mode in (first, second, second, first):
                 measured = _experiment(mode, request, node)
@@ -72,6 +71,8 @@ def main() -> int:
                 spreads[mode].values.append(100 * _cv(measured["trials_s"]))
             wall.values.append(sum(walls["pinned"].values[-2:]) / sum(walls["plain"].values[-2:]))
             spread.values.append(sum(spreads["pinned"].values[-2:]) / sum(spreads["plain"].values[-2:]))
+            seen = f"wall {wall.values[-1]:.3f} x, spread {spread.values[-1]:.3f} x"
+            print(f"round {number + 1} of {options.runs}: {seen}", file=sys.stderr, flush=True)
     return print_rows("Tune, same trials", [*walls.values(), *spreads.values(), wall, spread])
 
 
