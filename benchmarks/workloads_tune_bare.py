@@ -2,15 +2,13 @@
 
     python - MODE REQUEST.json < workloads_tune_bare.py        prints {"wall_s": …, "trials_s": [ … ]}
 
-`pinned`: the trial of the workload `tune` as it is, and its driver on the CPUs that are reserved, if any are.
-`plain`: the same trial, which holds no CPUs, and a driver like any. FIFO, every trial with the same settings
-and epochs, so that trials differ in time only by what the machine gave them.
+`pinned`: the trial of the workload `tune` as it is. `plain`: the same one, which holds no CPUs. FIFO, every
+trial with the same settings and epochs, so that trials differ in time only by what the machine gave them.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -24,13 +22,10 @@ def main() -> None:
     import ray
     from ray import tune
 
-    from raytools.node.driver import leave_slots
     from raytools.workloads.tables import find_dataset, load_frame
     from raytools.workloads.tune_trial import make_task, trainable
 
     mode, request = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
-    if mode == "pinned":
-        leave_slots(json.loads(Path(os.environ["RAYTOOLS_ROOT"], "node.json").read_text()))
     ray.init(logging_level="ERROR", log_to_driver=False)
     table = Path(request["table"])
     frame = load_frame(request["dataset"], table.read_bytes() if table.is_file() else None)

@@ -101,16 +101,6 @@ def _enter(node: Mapping[str, Any]) -> None:
         ) from error
 
 
-def leave_slots(node: Mapping[str, Any]) -> None:
-    """Keeps this process to the CPUs that no slot has, where there are any (`nodes.system_reserved.cpus`).
-
-    The kernel likes to wake whom a trial reports to on the trial's own CPU, and there it is in the way.
-    """
-    spare = os.sched_getaffinity(0) - {cpu for slot in node["slots"] for cpu in slot["cpus"]}
-    if spare:
-        os.sched_setaffinity(0, spare)
-
-
 def command(node: Mapping[str, Any]) -> str:
     """What a person types on a node before a driver's own command."""
     python = f"{node['environment']['prefix']}/bin/python"

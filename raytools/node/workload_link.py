@@ -112,7 +112,6 @@ def absent(expected: list[dict[str, str]], present: set[str]) -> list[str]:
 def become_driver(node: Mapping[str, Any]) -> None:
     """This process from now on: Ray's user, because its workers write beside what this process writes."""
     os.environ.update(driver.become_driver(node))
-    driver.leave_slots(node)
 
 
 class connected:  # noqa: N801 - used as a function

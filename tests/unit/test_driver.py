@@ -102,24 +102,6 @@ def test_where_rays_user_is_root_its_drivers_are_too(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "started\n")
 
 
-def test_a_workloads_driver_leaves_the_slots_cpus_where_others_are_reserved() -> None:
-    before = os.sched_getaffinity(0)
-    if len(before) < 2:
-        pytest.skip("needs two CPUs")
-    reserved, *in_slots = sorted(before)
-    try:
-        driver.leave_slots({"slots": [{"cpus": in_slots}]})
-        assert os.sched_getaffinity(0) == {reserved}
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-def test_where_all_cpus_are_in_slots_it_shares_them() -> None:
-    before = os.sched_getaffinity(0)
-    driver.leave_slots({"slots": [{"cpus": [cpu]} for cpu in before]})
-    assert os.sched_getaffinity(0) == before
-
-
 def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     plan(tmp_path)
     done = started(tmp_path, "no-such-program")
