@@ -32,7 +32,7 @@ def test_ray_runs_below_a_unit_whose_groups_are_the_service_accounts(cluster: Cl
 
 
 def test_the_doctor_proves_every_node_and_finds_nothing_worse_than_info(cluster: Cluster) -> None:
-    report = cluster.raytools("doctor", "--level", "prove", "--threshold", "warning", "--json", wait_s=400)
+    report = cluster.raytools("doctor", "--level", "prove", "--threshold", "warning", "--json", wait_s=900)
     assert report.faults == [], told(report.faults)
     print(f"doctor, level prove: {report.wall_s:.0f} s")
 

@@ -66,6 +66,6 @@ def test_the_doctor_proves_every_node_after_limited_runs(isolated: Cluster) -> N
     """They leave each group of the unit CPUs of its own: Ray may no longer move what root has started."""
     isolated.await_healthy(COMES_UP_S)
     before = isolated.raylets()
-    report = isolated.raytools("doctor", "--level", "prove", "--threshold", "warning", wait_s=400)
+    report = isolated.raytools("doctor", "--level", "prove", "--threshold", "warning", wait_s=900)
     assert report.exit_code == 0, report.output
     assert isolated.raylets() == before
