@@ -129,7 +129,7 @@ def test_a_port_that_is_in_use_is_not_chosen() -> None:
 def test_a_machine_gets_its_cpus_memory_and_disks() -> None:
     line = " ".join(command(MachineSpec("n1", cpus=1, memory="3g", extra=("-S",))))
     for expected in (
-        "-accel tcg,thread=multi -cpu max",
+        f"-accel tcg,thread=multi -cpu {qemu.EMULATED_CPU}",
         "-smp 1 -m 3g",
         "systemd.hostname=n1",
         "disk.qcow2,if=virtio,cache=unsafe,format=qcow2",
