@@ -13,6 +13,7 @@ import logging
 import os
 import time as clock
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from raytools.errors import RaytoolsError
 from raytools.node.cgroup import user_name
@@ -22,6 +23,16 @@ from raytools.node.plan_file import find_node_file, load_node
 from raytools.node.record import utc_now
 from raytools.units import parse_duration_s
 
+RAYS_THREADS = frozenset(
+    {
+        "client.poll", "default-executo", "event_engine", "gcs_client_io_s", "grpc_global_tim",
+        "grpcpp_sync_ser", "jemalloc_bg_thd", "nexting_thread", "PipeDumpThd", "PipeReaderThd",
+        "resolver-execut", "server.poll", "task_event_buff", "timer_manager", "worker.io", "worker.user_obj",
+    }
+)  # fmt: skip
+"""What the threads call themselves with which Ray runs a worker (Ray 2.58, without numbers at the end). All
+others, those of a library's pool too, have the name of the one that started them: `ray::` and the task's."""
+_known_as_rays: set[int] = set()  # to read all names for each of thousands of blocks would cost more
 _held_by_thread: dict[int, set[int]] = {}
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.002, 0.05
 _SAID_AFTER_S = 5.0  # that it waits, and for whom; Ray shows it to the driver
@@ -30,10 +41,11 @@ _log = logging.getLogger("raytools")
 
 @contextlib.contextmanager
 def pinned(cpus: int = 1, wait: str | float = "60s") -> Iterator[list[int]]:
-    """Holds CPUs for the block and pins every thread of this process to them; restores both afterwards.
+    """Holds CPUs for the block and pins the threads of this process to them; restores both afterwards.
 
     Threads and processes that are started in the block inherit its CPUs. Inside a limited run the CPUs are a
-    part of that run's own.
+    part of that run's own. Ray's own threads in a worker, which compute nothing, stay where they were: on the
+    CPUs of the block they would interrupt it a hundred times a second.
 
     Args:
         cpus: how many CPU threads.
@@ -115,13 +127,24 @@ def _threads() -> list[int]:
 
 
 def _pin_all(cpus: set[int], before: dict[int, set[int]]) -> None:
-    """Pins every thread and notes what it had; again for those that were started meanwhile."""
+    """Pins all threads but Ray's and notes what each had; again for those that were started meanwhile."""
+    _known_as_rays.intersection_update(_threads())
     while new := [thread for thread in _threads() if thread not in before]:
         for thread in new:
             before[thread] = set()
-            with contextlib.suppress(ProcessLookupError):  # it ended just now
+            with contextlib.suppress(ProcessLookupError, FileNotFoundError):  # it ended just now
                 before[thread] = os.sched_getaffinity(thread)
-                os.sched_setaffinity(thread, cpus)
+                if not _is_rays(thread):
+                    os.sched_setaffinity(thread, cpus)
+
+
+def _is_rays(thread: int) -> bool:
+    if thread not in _known_as_rays:
+        name = Path(f"/proc/self/task/{thread}/comm").read_text()
+        if name.rstrip("0123456789\n") not in RAYS_THREADS:
+            return False
+        _known_as_rays.add(thread)
+    return True
 
 
 def _pin(thread: int, cpus: set[int]) -> None:

@@ -39,6 +39,7 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.skipif(bool(_why_not), reaso
 
 NOTEBOOK = """
 import json, os, subprocess, sys, threading, time, traceback
+from pathlib import Path
 import ray, raytools
 
 def with_offspring():
@@ -568,28 +569,31 @@ def look():
     def of_child():
         code = "import os; print(list(os.sched_getaffinity(0)))"
         return json.loads(subprocess.check_output([sys.executable, "-c", code]))
-    def of_threads():
-        return [sorted(os.sched_getaffinity(int(name))) for name in os.listdir("/proc/self/task")]
+    def of_threads(kind=""):
+        threads = [(int(one.name), (one / "comm").read_text()) for one in Path("/proc/self/task").iterdir()]
+        return [sorted(os.sched_getaffinity(number)) for number, name in threads if name.startswith(kind)]
     stay = threading.Event()
-    before, made = of_threads(), threading.Thread(target=stay.wait)
+    before, made, pool = of_threads(), threading.Thread(target=stay.wait), threading.Thread(target=stay.wait)
+    pool.start()  # as the threads of a library do that an earlier task has used
     with raytools.pinned(cpus=1) as cpus:
         started = time.time()
         made.start()
-        inside, child = of_threads(), of_child()
+        inside, rays, child = of_threads("ray::"), of_threads("worker.io"), of_child()
         time.sleep(0.5)
         ended = time.time()
     after = of_threads()
     stay.set()
     return {"cpus": cpus, "span": [started, ended], "child": child,
             **{name: sorted(set(map(tuple, sets)))
-               for name, sets in (("before", before), ("inside", inside), ("after", after))}}
+               for name, sets in (("before", before), ("inside", inside), ("rays", rays), ("after", after))}}
 
 seen = ray.get([look.remote() for _ in range(6)])
 """)
     seen = notebook.ask("seen")
     for task in seen:
         assert len(task["cpus"]) == 1
-        assert task["inside"] == [task["cpus"]]  # every thread of the worker, Ray's own too
+        assert task["inside"] == [task["cpus"]]
+        assert task["rays"] == [[0, 1]], "Ray's own threads interrupt nobody's work"
         assert task["child"] == task["cpus"]
         assert task["before"] == task["after"] == [[0, 1]]  # also of the thread made inside
     overlaps = [
