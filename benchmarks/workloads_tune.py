@@ -1,11 +1,18 @@
 """Tune with pinned trials, as in the workload `tune`, against Tune with the same trials that hold no CPUs.
 
-    .venv/bin/python benchmarks/workloads_tune.py [--runs 4] [--trials 8] [-c cluster.yaml] [-i inventory]
+    .venv/bin/python benchmarks/workloads_tune.py [--runs 4] [--trials 8] [--greedy] [-c cluster.yaml]
 
 Each round is pinned, plain, plain, pinned, or the other way round: who comes first finds workers idle, which
 in rounds of two made a seventh of the time. Bars: the trials of a round take at most 1.05 times the plain
 ones' wall time, and the spread (coefficient of variation) of trial times is no larger; exits 1 if one is
-missed. Needs a running cluster whose head is this machine, otherwise idle.
+missed. Two rows tell how to read the spread: that of the same work `alone`, without Ray on the idle machine,
+which no scheduler makes smaller; and how long trials waited for a CPU, which is all that pinning can change.
+
+With --greedy every other trial keeps three more processes at work than it has asked for, and the times are
+the others': what a trial gets when its neighbour takes what it can. It wants a cluster where two trials fit
+at a time.
+
+Needs a running cluster whose head is this machine, otherwise idle.
 """
 
 from __future__ import annotations
@@ -17,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +36,12 @@ from raytools.project import find_project
 from raytools.workloads.tables import fetch
 
 BAR_WALL, BAR_SPREAD = 1.05, 1.0
+_MEASURES = (
+    ("wall", "s"),
+    ("a trial's work", "s"),
+    ("spread of trial times", "%"),
+    ("a trial waits for a CPU", "ms"),
+)
 _EXPERIMENT = Path(__file__).with_name("workloads_tune_bare.py")
 
 
@@ -41,6 +55,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=20, help="of each trial (default 20)")
     parser.add_argument("--rows", type=int, default=20_000, help="of the table (default 20,000)")
     parser.add_argument("--dataset", default="diamonds", help="diamonds (default) or breast_cancer")
+    parser.add_argument("--greedy", action="store_true", help="every other trial takes more than it asks for")
     parser.add_argument("-c", "--config", help="cluster.yaml to use")
     parser.add_argument("-i", "--inventory", help="inventory to use")
     options = parser.parse_args()
@@ -49,31 +64,45 @@ def main() -> int:
     if head.connection != "local":
         sys.exit(f"the head is {head.name}: this benchmark wants a cluster whose head is this machine")
     node = json.loads(Path(head.root, "node.json").read_text())
-    walls = {mode: Row(f"{mode}: wall") for mode in ("pinned", "plain")}
-    spreads = {mode: Row(f"{mode}: spread of trial times", unit="%") for mode in walls}
-    wall, spread = (
-        Row("wall: pinned / plain", bar=BAR_WALL, unit="x"),
-        Row("spread: pinned / plain", unit="x"),
-    )
-    spread.bar = BAR_SPREAD
     with tempfile.TemporaryDirectory() as folder:
         request = Path(folder, "request.json")
         table = Path(folder, "table.csv")
         if content := fetch(options.dataset, project.state_dir / "data"):
             table.write_bytes(content)
-        asked = {name: getattr(options, name) for name in ("dataset", "trials", "epochs", "rows")}
+        asked = {name: getattr(options, name) for name in ("dataset", "trials", "epochs", "rows", "greedy")}
         request.write_text(json.dumps({**asked, "table": str(table)}))
-        for number in range(options.runs):
-            first, second = list(walls)[:: 1 if number % 2 else -1]
-            for mode in (first, second, second, first):
-                measured = _experiment(mode, request, node)
-                walls[mode].values.append(measured["wall_s"])
-                spreads[mode].values.append(100 * _cv(measured["trials_s"]))
-            wall.values.append(sum(walls["pinned"].values[-2:]) / sum(walls["plain"].values[-2:]))
-            spread.values.append(sum(spreads["pinned"].values[-2:]) / sum(spreads["plain"].values[-2:]))
-            seen = f"wall {wall.values[-1]:.3f} x, spread {spread.values[-1]:.3f} x"
-            print(f"round {number + 1} of {options.runs}: {seen}", file=sys.stderr, flush=True)
-    return print_rows("Tune, same trials", [*walls.values(), *spreads.values(), wall, spread])
+        rows = _measured(options.runs, options.greedy, lambda mode: _experiment(mode, request, node))
+    return print_rows("Tune, beside greedy trials" if options.greedy else "Tune, same trials", rows)
+
+
+def _measured(runs: int, greedy: bool, experiment: Callable[[str], dict[str, Any]]) -> list[Row]:
+    """Rounds of pinned and plain in turns, and what they compare to."""
+    walls, times, spreads, waits = (
+        {mode: Row(f"{mode}: {what}", unit=unit) for mode in ("pinned", "plain")} for what, unit in _MEASURES
+    )
+    alone = Row("alone: spread of trial times", unit="%")
+    wall, spread = (
+        Row(f"{what}: pinned / plain", bar=bar, unit="x")
+        for what, bar in (("wall", BAR_WALL), ("spread", BAR_SPREAD))
+    )
+    for number in range(runs):
+        first, second = list(walls)[:: 1 if number % 2 else -1]
+        for mode in (first, second, second, first):
+            measured = experiment(mode)
+            walls[mode].values.append(measured["wall_s"])
+            worked_s = [trial["work_s"] for trial in measured["trials"]]
+            times[mode].values.append(statistics.median(worked_s))
+            spreads[mode].values.append(100 * _cv(worked_s))
+            waited_s = [trial["waited_s"] for trial in measured["trials"]]
+            waits[mode].values.append(1000 * statistics.median(waited_s))
+        if not greedy:
+            alone.values.append(100 * _cv([trial["work_s"] for trial in experiment("alone")["trials"]]))
+        wall.values.append(sum(walls["pinned"].values[-2:]) / sum(walls["plain"].values[-2:]))
+        spread.values.append(sum(spreads["pinned"].values[-2:]) / sum(spreads["plain"].values[-2:]))
+        seen = f"wall {wall.values[-1]:.3f} x, spread {spread.values[-1]:.3f} x"
+        print(f"round {number + 1} of {runs}: {seen}", file=sys.stderr, flush=True)
+    by_mode = [row for rows in (walls, times, spreads, waits) for row in rows.values()]
+    return [*by_mode, *([] if greedy else [alone]), wall, spread]
 
 
 def _cv(values: list[float]) -> float:
@@ -81,12 +110,12 @@ def _cv(values: list[float]) -> float:
 
 
 def _experiment(mode: str, request: Path, node: dict[str, Any]) -> dict[str, Any]:
-    """One experiment as a driver of the cluster's Ray."""
+    """One experiment as a driver of the cluster's Ray, or alone with what a driver has of the environment."""
     with _EXPERIMENT.open() as script:
         done = subprocess.run(
             [node["python"], "-", mode, str(request)],
             stdin=script, capture_output=True, text=True, timeout=900, check=False, cwd=request.parent,
-            env={**os.environ, **variables(node, node["environment"]["prefix"])},
+            env={**os.environ, **variables(node, node["environment"]["prefix"]), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
     if done.returncode != 0:
         sys.exit(f"{mode} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
