@@ -9,23 +9,21 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .limited_runs import why_no_limits
-from .smoke_cluster import Cluster, started_cluster
+from .smoke_cluster import Cluster
 
 _why_not = why_no_limits()
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reason=_why_not)]
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with started_cluster() as cluster:
-        yield cluster
+@pytest.fixture
+def cluster(one_node: Cluster) -> Cluster:
+    return one_node
 
 
 def command(*settings: str) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 
 from .limited_runs import why_no_limits
 from .planned_node import built_prefix, free_base_port, write_node
-from .smoke_cluster import started_cluster
+from .smoke_cluster import Cluster
 
 _why_not = why_no_limits()
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reason=_why_not)]
@@ -22,10 +22,9 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reaso
 SEVERAL = Path(__file__).with_name("several_raylets.py")
 
 
-def test_one_node_sends_to_itself_and_says_so() -> None:
-    with started_cluster() as cluster:
-        done = cluster.raytools("smoke", "--workload", "transfer", "--set", "size=8MiB", "--json")
-        shown = cluster.raytools("results", "show", "latest")
+def test_one_node_sends_to_itself_and_says_so(one_node: Cluster) -> None:
+    done = one_node.raytools("smoke", "--workload", "transfer", "--set", "size=8MiB", "--json")
+    shown = one_node.raytools("results", "show", "latest")
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout)
     assert document["verdict"] == "pass"

@@ -9,14 +9,13 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .limited_runs import why_no_limits
-from .smoke_cluster import Cluster, started_cluster
+from .smoke_cluster import Cluster
 
 _why_not = why_no_limits()
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reason=_why_not)]
@@ -24,10 +23,9 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reaso
 TINY = ("--dataset", "breast_cancer", "--set", "saving=0")
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with started_cluster() as cluster:
-        yield cluster
+@pytest.fixture
+def cluster(one_node: Cluster) -> Cluster:
+    return one_node
 
 
 def tune(cluster: Cluster, *settings: str) -> dict[str, Any]:
@@ -41,7 +39,10 @@ def tune(cluster: Cluster, *settings: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("api", "searches", "schedulers", "pairs"),
-    [("class", "random,optuna", "fifo,median", 4), ("function", "hyperopt,pbt", "hyperband,pbt", 2)],
+    [
+        ("class", "random,optuna", "fifo,median", 4),
+        pytest.param("function", "hyperopt,pbt", "hyperband,pbt", 2, marks=pytest.mark.long),
+    ],
 )
 def test_both_kinds_of_trials_run_and_are_pinned(
     cluster: Cluster, api: str, searches: str, schedulers: str, pairs: int
