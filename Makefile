@@ -59,7 +59,7 @@ vm-down: .lab-venv ## end them and remove all of that lab (LAB=vm)
 vm-clean: .lab-venv ## end all labs of virtual machines of this checkout; remove the cached image too
 	@$(VM_RUN) clean
 
-test-vm: .python ## the playbooks on two virtual machines of their own (emulated half an hour; once before: make vm-deps)
+test-vm: .python ## the playbooks on two virtual machines of their own (emulated 20 minutes; once before: make vm-deps)
 	@"$(PYTHON)" scripts/test.py vm
 
 test-vm-full: .python ## all of that: every reboot, every adversary, AutoGluon (an hour emulated)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -210,6 +211,7 @@ def test_rays_isolation_is_refused_with_the_cause_where_it_cannot_work(cluster: 
     refused.assert_nothing_changed()
 
 
+@pytest.mark.long  # noted: one of the doctor's faults; refused: tests/local/test_ray_service.py
 def test_another_users_ray_is_noted_and_on_our_ports_refused(cluster: Cluster) -> None:
     start = (
         f"{ROOT}/envs/current/bin/ray start --head --port=7001 --node-manager-port=10201 --num-cpus=1 "
@@ -235,7 +237,7 @@ def test_another_users_ray_is_noted_and_on_our_ports_refused(cluster: Cluster) -
 # --- processes that die ---
 
 
-@pytest.mark.parametrize("host", [HEAD, "n2"])
+@pytest.mark.parametrize("host", [HEAD, pytest.param("n2", marks=pytest.mark.long)])
 def test_a_raylet_that_is_killed_is_back_without_a_person(cluster: Cluster, host: str) -> None:
     before = cluster.raylet(host)
     cluster.sh(host, f"kill -9 {before}")
@@ -279,12 +281,18 @@ def test_a_controller_that_is_interrupted_leaves_what_the_next_run_completes(clu
         log = cluster.directory / "playing.log"
         until(lambda: "PLAY [Node]" in log.read_text(), 120, "the node play")
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # seen once with ansible-core 2.19; a person presses Ctrl-C again
+            print(f"still there 30 s after Ctrl-C:\n{log.read_text()[-2000:]}")
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait(30)
     done = cluster.play("cluster")
     assert done.exit_code == 0, done.output
     cluster.play("cluster").assert_nothing_changed()
 
 
+@pytest.mark.long
 def test_an_installation_that_is_cut_off_is_completed_by_the_next_run(cluster: Cluster) -> None:
     """The controller is killed and the host loses power while files are unpacked."""
     cluster.sh("n3", f"systemctl stop {cluster.unit_name}; rm -rf {ROOT}/envs/automl-* ")

@@ -19,6 +19,7 @@ def test_a_head_that_reboots_gets_its_workers_back(cluster: Cluster) -> None:
     cluster.assert_comes_back((HEAD,), cluster.lab.reboot, LIMIT_S)
 
 
+@pytest.mark.long
 def test_all_hosts_at_once(cluster: Cluster) -> None:
     cluster.assert_comes_back(HOSTS, cluster.lab.reboot, LIMIT_S)
 

@@ -28,14 +28,15 @@ def table() -> Iterator[list[str]]:
     TABLE.write_text("\n".join([*head, *rows]) + "\n")
 
 
-def each_fault() -> Iterator[object]:
+def each_fault() -> list[object]:
     """All of them; another cause of what an earlier one has shown already takes long, with all the others."""
-    shown: set[str] = set()
+    faults, shown = [], set[str]()
     for fault in FAULTS:
         codes = {finding.split()[0] for finding in fault.expected}
         marks = [pytest.mark.long] if codes <= shown else []
         shown |= codes
-        yield pytest.param(fault, id=fault.name, marks=marks)
+        faults.append(pytest.param(fault, id=fault.name, marks=marks))
+    return faults
 
 
 @pytest.mark.parametrize("fault", each_fault())

@@ -86,6 +86,7 @@ def test_a_restart_that_would_end_somebodys_driver_is_refused_before_anything_ch
     assert cluster.sh("n2", f"sha256sum {ROOT}/node.json") == plan
 
 
+@pytest.mark.long  # a flag that has not is a fault of the doctor; one that restarts Ray: tests/local
 def test_a_changed_flag_reaches_every_raylet(cluster: Cluster) -> None:
     before = cluster.raylets()
     flag = in_section("ray", "env: {RAYTOOLS_LAB_FLAG: two}")
@@ -209,6 +210,7 @@ def test_a_former_environment_is_had_back(cluster: Cluster) -> None:
 # --- the end ---
 
 
+@pytest.mark.long
 def test_stop_ends_ray_on_every_host_and_the_next_run_starts_it_again(cluster: Cluster) -> None:
     assert cluster.play("stop").exit_code == 0
     assert cluster.raylets() == dict.fromkeys(HOSTS)

@@ -162,6 +162,7 @@ def test_the_second_run_changes_nothing_and_ray_keeps_running(cluster: Project) 
     assert again.wall_s < 60, "15 s alone on the machine; see benchmarks"
 
 
+@pytest.mark.long
 def test_every_playbook_runs_alone_without_changes(cluster: Project) -> None:
     before = cluster.state()
     for name in ("preflight", "environment", "storage", "node", "ray", "verify"):
@@ -171,6 +172,7 @@ def test_every_playbook_runs_alone_without_changes(cluster: Project) -> None:
     assert cluster.state() == before
 
 
+@pytest.mark.long  # in tests/local/test_ray_service.py without a playbook, in the lab with one
 def test_a_changed_flag_restarts_ray_with_it(cluster: Project) -> None:
     before = cluster.state()
     cluster.configure(OMP_WAIT_POLICY="active")

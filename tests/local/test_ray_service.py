@@ -165,6 +165,7 @@ for program, delay_s in (("dashboard/agent.py", 20), ("runtime_env/agent/main.py
 """
 
 
+@pytest.mark.long
 def test_ray_is_up_when_it_can_prepare_workers_and_its_other_agent_may_take_longer_than_15_s(
     place: Place, tmp_path: Path
 ) -> None:
@@ -312,7 +313,7 @@ def test_a_plan_with_a_busy_port_does_not_end_the_ray_that_runs(place: Place) ->
     assert psutil.Process(first.data["raylet_pid"]).is_running()
 
 
-@pytest.mark.parametrize("victim", ["pid", "raylet_pid"])
+@pytest.mark.parametrize("victim", ["pid", pytest.param("raylet_pid", marks=pytest.mark.long)])
 def test_a_killed_ray_is_started_again(place: Place, victim: str) -> None:
     first = place.started()
     os.kill(first.data[victim], signal.SIGKILL)

@@ -16,9 +16,9 @@ SUITE = "tests/local/test_adversaries.py"
 REQUESTERS = ("root", "plain-user")
 # Each goes for another limit: the groups above, what outlives a run, memory, processes, time.
 CORE = (
-    "neither_leave_its_groups or born_in_another_group or services_that_would_start or "
-    "double_forked or deaf_to_all_signals_does_not_outlive or memory_over_the_limit or fork_bomb_ends or "
-    "shared_memory_goes or threads_that_pin or killed_supervisor"
+    "(neither_leave_its_groups and (direct or fsmount)) or born_in_another_group or services_that_would_start"
+    " or double_forked or deaf_to_all_signals_does_not_outlive or (memory_over_the_limit and children) "
+    "or fork_bomb_ends or shared_memory_goes or threads_that_pin or killed_supervisor"
 )
 # What this kernel has not, and so cannot be tried on it.
 SKIPPED = {"no service here starts programs for others"}
@@ -47,7 +47,7 @@ def assert_none_got_through(found: dict[str, list[Case]], least: int) -> None:
 
 
 def test_who_would_escape_outlive_or_outgrow_a_run_does_not(bare: Cluster) -> None:
-    assert_none_got_through(tried(bare, CORE, 900), 12)
+    assert_none_got_through(tried(bare, CORE, 900), 10)
 
 
 @pytest.mark.long

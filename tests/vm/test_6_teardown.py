@@ -44,6 +44,7 @@ def test_what_runs_have_made_is_kept_if_that_is_asked_for(provisioned: Cluster) 
     assert provisioned.play("storage").exit_code == 0
 
 
+@pytest.mark.long  # the lab of containers takes down all but mounts and exports
 def test_teardown_leaves_neither_export_nor_mount_nor_server(provisioned: Cluster) -> None:
     done = provisioned.play("teardown", "-e", "confirm=yes")
     assert done.exit_code == 0, done.output
