@@ -202,7 +202,7 @@ def _print_cells(console: Console, title: str, heads: Sequence[str], rows: Seque
     A table that is cut to the width of a terminal shows `0.9…` for a score.
     """
     lines = _lines(title, heads, rows)
-    if _fits(console, lines):
+    if not rows or _fits(console, lines):
         console.print(lines)
         return
     for size in range(len(rows), 0, -1):

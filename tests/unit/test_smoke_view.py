@@ -38,3 +38,7 @@ def test_on_a_narrow_screen_each_node_has_a_column_and_nothing_is_cut(width: int
         for figure in (f"n{number}", f"0.98{number:02}", f"m{number}", f"1.{number} GiB of 22 GiB"):
             assert f" {figure} " in text
     assert text.count("by node") == text.count("outcome")
+
+
+def test_a_table_without_rows_still_shows_what_it_would_tell() -> None:
+    assert "by node" in printed(width=40, nodes=0)
