@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from .smoke_cluster import Cluster, started_cluster
+if TYPE_CHECKING:
+    from .smoke_cluster import Cluster
 
 
 @pytest.fixture(scope="session")
 def one_node() -> Iterator[Cluster]:
     """A running cluster of one node with one slot, for tests that leave it as it was."""
+    # not above: the machines of tests/vm run the adversaries without what this needs
+    from .smoke_cluster import started_cluster
+
     with started_cluster() as cluster:
         yield cluster
