@@ -5,8 +5,8 @@
 Each round is pinned, plain, plain, pinned, or the other way round: who comes first finds workers idle, which
 in rounds of two made a seventh of the time. Bars: the trials of a round take at most 1.05 times the plain
 ones' wall time, and the spread (coefficient of variation) of trial times is no larger; exits 1 if one is
-missed. Two rows tell how to read the spread: that of the same work `alone`, without Ray on the idle machine,
-which no scheduler makes smaller; and how long trials waited for a CPU, which is all that pinning can change.
+missed. Two rows help to read the spread: that of the same work `alone`, one after the other in one process
+while the cluster idles; and how long trials waited for a CPU, the part of a trial that others take.
 
 With --greedy every other trial keeps three more processes at work than it has asked for, and the times are
 the others': what a trial gets when its neighbour takes what it can. The wall time has no bar then: pinned,

@@ -4,7 +4,7 @@
 
 Prints {"wall_s": …, "trials": [{"work_s": …, "waited_s": …}, …]}.
 
-`pinned`: the trial of the workload `tune`, which holds its CPUs. `plain`: the same one, which holds none.
+`pinned`: the model of the workload `tune` on CPUs that the trial holds. `plain`: the same, and it holds none.
 `alone`: the same work, one after the other, without Ray. FIFO, every trial with the same settings and epochs,
 so that trials differ in time only by what the machine gave them. With `"greedy": true` every other trial
 keeps three more processes at work than it has asked for, and only the others are told.
