@@ -5,8 +5,10 @@
 Each round is pinned, plain, plain, pinned, or the other way round: who comes first finds workers idle, which
 in rounds of two made a seventh of the time. Bars: the trials of a round take at most 1.05 times the plain
 ones' wall time, and the spread (coefficient of variation) of trial times is no larger; exits 1 if one is
-missed. Two rows help to read the spread: that of the same work `alone`, one after the other in one process
-while the cluster idles; and how long trials waited for a CPU, the part of a trial that others take.
+missed. A trial works for some seconds: with 20 epochs it would be half of one, beside three in which its
+process starts and that of another ends, and its time would tell of these. Two rows help to read the spread:
+that of the same work `alone`, one after the other in one process while the cluster idles; and how long
+trials waited for a CPU, the part of a trial that others take.
 
 With --greedy every other trial keeps three more processes at work than it has asked for, and the times are
 the others': what a trial gets when its neighbour takes what it can. The wall time has no bar then: pinned,
@@ -53,7 +55,7 @@ def main() -> int:
     )
     parser.add_argument("--runs", type=int, default=4, help="rounds of four experiments (default 4)")
     parser.add_argument("--trials", type=int, default=8, help="of each experiment (default 8)")
-    parser.add_argument("--epochs", type=int, default=20, help="of each trial (default 20)")
+    parser.add_argument("--epochs", type=int, default=60, help="of each trial (default 60)")
     parser.add_argument("--rows", type=int, default=20_000, help="of the table (default 20,000)")
     parser.add_argument("--dataset", default="diamonds", help="diamonds (default) or breast_cancer")
     parser.add_argument("--greedy", action="store_true", help="every other trial takes more than it asks for")
