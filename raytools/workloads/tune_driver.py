@@ -33,6 +33,7 @@ _ATTEMPTS_AFTER_A_LOSS = 2  # of a trial whose node or worker has gone
 # With so many checkpoints of a trial Tune saves and copies the whole experiment each time: few are faster.
 _KEPT_CHECKPOINTS, _SAVE_EVERY_EPOCHS = 3, 5
 _PAUSING = ("hyperband", "median", PBT)  # trials go on from the checkpoint of the epoch of the pause
+_MOST_PENDING = "TUNE_MAX_PENDING_TRIALS_PG"  # documented by Tune, without a parameter of the same meaning
 
 # Who is told of trials. Callbacks are pickled with the experiment, which this cannot be: they look here.
 _listener: Callable[[Sequence[Any], Mapping[str, Any] | None], None] | None = None
@@ -78,17 +79,17 @@ def _run_pair(
     """Metrics of one experiment, and what went wrong in it."""
     context.report(pair.name, f"{parameters.trials} trials, at most {parameters.epochs} epochs each")
     directory = context.results_dir / "tune" / pair.name
-    # A search that learns is asked for one trial after the other, unless it is told how many there may be. It
-    # counts those that are paused, too: then there would be no more to take the places of these.
-    limited = pair.search not in DRAWING and pair.scheduler not in _PAUSING
-    gated = pair.search in DRAWING or limited
-    task = dataclasses.replace(task, gate=start_together.gate_name() if gated else "")
+    learns, pauses = pair.search not in DRAWING, pair.scheduler in _PAUSING
+    task = dataclasses.replace(task, gate=start_together.gate_name())
     tuner, before = _restored(directory, pair, parameters, task, context)
     if tuner is None:
-        tuner = _new_tuner(directory, pair, parameters, task, at_a_time if limited else None)
-    left = parameters.trials - before if gated else 0
+        # A search that learns is asked for one trial after the other, unless it is told how many there may be.
+        # It counts those that are paused, too: then there would be no more to take the places of these.
+        most_at_a_time = at_a_time if learns and not pauses else None
+        tuner = _new_tuner(directory, pair, parameters, task, most_at_a_time)
     with (
-        start_together.together(task.gate, context.nodes, task.cpus, left) as used,
+        _asked_ahead(at_a_time if learns and pauses else None),
+        start_together.together(task.gate, context.nodes, task.cpus, parameters.trials - before) as used,
         _heard_by(context, pair.name),
         _ending_gently(),
     ):
@@ -169,6 +170,26 @@ def _new_tuner(
             verbose=0,
         ),
     )
+
+
+@contextlib.contextmanager
+def _asked_ahead(trials: int | None) -> Iterator[None]:
+    """While it lasts, so many trials may wait for a place, whoever proposes them; None: as Tune decides.
+
+    For a search that learns Tune decides for one: the next process starts when the one before has begun.
+    """
+    if trials is None:
+        yield
+        return
+    before = os.environ.get(_MOST_PENDING)
+    os.environ[_MOST_PENDING] = str(trials)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_MOST_PENDING]
+        else:
+            os.environ[_MOST_PENDING] = before
 
 
 def _save_every(pair: Pair, parameters: TuneParameters) -> int:

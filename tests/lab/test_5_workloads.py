@@ -29,6 +29,19 @@ def test_tune_uses_every_node_as_the_service_account(cluster: Cluster) -> None:
 
 
 @pytest.mark.long
+def test_a_search_that_learns_uses_every_node_where_trials_are_paused(cluster: Cluster) -> None:
+    pairs = ("--set", "searches=optuna", "--set", "schedulers=hyperband,median")
+    sizes = ("--set", "trials=9", "--set", "epochs=9")
+    done = cluster.raytools("smoke", *TUNE, *pairs, *sizes, "--json", wait_s=300)
+    assert done.exit_code == 0, done.output
+    found = {run["metrics"]["entry"]: run["metrics"] for run in done.json()["runs"]}
+    assert sorted(found) == ["optuna-hyperband", "optuna-median"]
+    for name, metrics in found.items():
+        assert metrics["nodes"] == sorted(HOSTS), (name, metrics)
+        assert (metrics["trials"], metrics["trials_failed"]) == (9, 0), (name, metrics)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS)
 def test_trials_of_a_lost_node_go_on_elsewhere_from_their_checkpoints(cluster: Cluster, fault: str) -> None:
     lost = cluster.lab.addresses["n3"]
