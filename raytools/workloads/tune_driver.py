@@ -83,8 +83,8 @@ def _run_pair(
     task = dataclasses.replace(task, gate=start_together.gate_name())
     tuner, before = _restored(directory, pair, parameters, task, context)
     if tuner is None:
-        # A search that learns is asked for one trial after the other, unless it is told how many there may be.
-        # It counts those that are paused, too: then there would be no more to take the places of these.
+        # A search that learns is asked for one trial after the other, unless it is told how many there may
+        # be. It counts those that are paused, too: then there would be no more to take the places of these.
         most_at_a_time = at_a_time if learns and not pauses else None
         tuner = _new_tuner(directory, pair, parameters, task, most_at_a_time)
     with (
