@@ -121,7 +121,7 @@ class AutoGluon:
         """Skipped families, scores, what was saved, what was beyond the slot; see `Workload.judge`."""
         trained = [run for run in runs if run.metrics]
         reasons = [reason for run in trained for reason in _judge_one(parameters, run)]
-        return reasons + list(_judge_travel(trained))
+        return [*_judge_skipped(parameters, trained), *reasons, *_judge_travel(trained)]
 
     def time_s(self, parameters: AutoGluonParameters) -> float | None:
         """Time the run needs at most when AutoGluon keeps its limit; None leaves the node's default."""
@@ -191,11 +191,19 @@ def _check_label(dataset: str, content: bytes | None, label: str) -> None:
         )
 
 
+def _judge_skipped(parameters: AutoGluonParameters, runs: Sequence[WorkloadRun]) -> Iterator[Reason]:
+    """Families without a model, each reason once: nodes with the same software skip the same."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for skipped in run.metrics["skipped"]:
+            where.setdefault((skipped["family"], skipped["reason"]), []).append(run_name(run.record))
+    for (family, reason), names in where.items():
+        asked = family in parameters.families
+        yield Reason(f"{', '.join(names)}: AutoGluon skipped {family}: {reason}", fails=asked)
+
+
 def _judge_one(parameters: AutoGluonParameters, run: WorkloadRun) -> Iterator[Reason]:
     metrics, where = run.metrics, run_name(run.record)
-    for skipped in metrics["skipped"]:
-        asked = skipped["family"] in parameters.families
-        yield Reason(f"{where}: AutoGluon skipped {skipped['family']}: {skipped['reason']}", fails=asked)
     if metrics["score"] is None:
         yield Reason(f"{where}: AutoGluon trained no model")
     yield from _judge_score(parameters, metrics, where)

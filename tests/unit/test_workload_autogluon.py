@@ -178,6 +178,19 @@ def test_a_model_that_only_a_preset_wanted_is_told_but_does_not_fail() -> None:
     ]
 
 
+def test_what_several_nodes_skipped_for_the_same_reason_is_told_once() -> None:
+    because = {"n1": "no catboost", "n2": "no catboost", "n3": "a file is missing"}
+    runs = [
+        WorkloadRun({"host": {"name": name}}, metrics(skipped=[{"family": "CAT", "reason": reason}]))
+        for name, reason in because.items()
+    ]
+    found = WORKLOAD.judge(AutoGluonParameters(preset="good"), runs)
+    assert [reason.text for reason in found] == [
+        "n1, n2: AutoGluon skipped CAT: no catboost",
+        "n3: AutoGluon skipped CAT: a file is missing",
+    ]
+
+
 def test_no_model_at_all_fails() -> None:
     assert judged(score=None) == [("n1: AutoGluon trained no model", True)]
 
