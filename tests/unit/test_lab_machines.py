@@ -152,6 +152,7 @@ def test_native_speed_is_asked_for_where_it_was_proved() -> None:
     line = " ".join(command(MachineSpec("n1"), accelerator="kvm"))
     assert "-accel kvm -cpu host" in line
     assert "tcg" not in line
+    assert "norandmaps" not in line  # addresses as on users' machines, where that costs nothing
 
 
 def test_a_comma_in_a_path_does_not_end_an_option() -> None:
