@@ -131,6 +131,9 @@ def environment_of_ray(
         # nor the server that a Ray client gets: how long one waits for it, and it for its client
         "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "120",
         "TIMEOUT_FOR_SPECIFIC_SERVER_S": "60",
+        # gRPC is at work in the process that forks that server, and would start threads in the child: now and
+        # then they end it before it is a program of its own (ray-project/ray#63202)
+        "GRPC_ENABLE_FORK_SUPPORT": "0",
         # Ray's default keeps 5 x 512 MiB of each of its many log files
         "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),
         "RAY_ROTATION_BACKUP_COUNT": "2",
