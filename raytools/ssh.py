@@ -285,7 +285,8 @@ def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, s
         host: the one that could not be talked to.
         error: of paramiko, fabric or the system.
         waited_s: the limit of each step.
-        was_closed: it ended before that limit: paramiko's text for a missing greeting is the same for both.
+        was_closed: it ended before that limit: paramiko's text for a missing greeting is the same for both,
+            followed by the system's word where the other side reset the connection.
         state_dir: as for `write_config`.
     """
     from paramiko import AuthenticationException, BadHostKeyException, PasswordRequiredException
@@ -316,12 +317,14 @@ def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, s
         )
     if isinstance(error, socket.gaierror):
         return f"{where}: the name {host.address} cannot be resolved. Set ansible_host in the inventory"
-    if str(error) in ("Error reading SSH protocol banner", "No existing session"):
-        if was_closed:
-            return (
-                f"{where}: what listens there closed the connection without an ssh server's greeting. "
-                "Is ansible_port right, does sshd allow more connections (MaxStartups) and this address?"
-            )
+    no_greeting = str(error).startswith(("Error reading SSH protocol banner", "No existing session"))
+    if isinstance(error, EOFError | ConnectionResetError | BrokenPipeError) or (no_greeting and was_closed):
+        return (
+            f"{where}: what listens there closed the connection before a session could begin. "
+            "Is it an ssh server (ansible_port), and does it allow more connections (MaxStartups) and "
+            "this address?"
+        )
+    if no_greeting:
         return (
             f"{where}: something listens there and did not greet as an ssh server within {waited_s:.0f} s. "
             "Is ansible_port right, and the node not overloaded?"

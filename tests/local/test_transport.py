@@ -10,11 +10,12 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,13 +201,34 @@ def test_something_that_is_no_sshd_and_says_nothing_is_given_up_in_time(server: 
     assert "did not greet as an ssh server within 2 s" in str(answer.error)
 
 
-def test_something_that_hangs_up_without_a_greeting_is_told_so(server: Server) -> None:
+def _reset(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _read_then_end(connection: socket.socket) -> None:
+    connection.recv(100)
+
+
+def _greet_then_reset(connection: socket.socket) -> None:
+    connection.sendall(b"SSH-2.0-refuses\r\n")
+    connection.recv(100)
+    _reset(connection)
+
+
+@pytest.mark.parametrize("before_closing", [_reset, _read_then_end, _greet_then_reset])
+def test_something_that_hangs_up_before_a_session_begins_is_told_so(
+    server: Server, before_closing: Callable[[socket.socket], None]
+) -> None:
+    def hang_up(listening: socket.socket) -> None:
+        with listening.accept()[0] as connection:
+            before_closing(connection)
+
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server.host = dataclasses.replace(server.host, port=listening.getsockname()[1])
-        threading.Thread(target=lambda: listening.accept()[0].close(), daemon=True).start()
+        threading.Thread(target=hang_up, args=[listening], daemon=True).start()
         answer = server.call(["facts"], timeout_s=5)
     assert answer.exit_code is None
-    assert "closed the connection without an ssh server's greeting" in str(answer.error)
+    assert "closed the connection before a session could begin" in str(answer.error)
 
 
 @contextlib.contextmanager
