@@ -40,6 +40,7 @@ LATEST = "latest"
 REQUEST_NAME = "request.json"
 _ENTRY_NAME = "run-{}.json"
 _HELD = "affinity"  # raytools.pinned, by whatever the entry starts
+_OTHERS_END_WAIT_S = 3.0  # Ray takes a moment to see that what has just ended is gone
 _NOT_HELD = "what an entry starts holds its CPUs (raytools.pinned); its memory and time are not limited"
 
 
@@ -161,8 +162,11 @@ def _drive(smoke: _Smoke, node: Mapping[str, Any], nodes: list[ClusterNode], emi
     for run in ledger.runs():
         _tell(run, emit)
     if ledger.left():
-        with connected(node):
-            workload.run_cluster(parameters, _context(smoke, node, nodes, emit))
+        with connected(node) as ray:
+            others = others_at_work(ray)
+            for text in others:
+                emit("progress", run=ledger.left()[0], line=text, step=True)
+            workload.run_cluster(parameters, _context(smoke, node, nodes, others, emit))
     document = base.smoke_document(
         workload,
         parameters,
@@ -179,7 +183,32 @@ def _drive(smoke: _Smoke, node: Mapping[str, Any], nodes: list[ClusterNode], emi
     return 0 if document["verdict"] == "pass" else 1
 
 
-def _context(smoke: _Smoke, node: Mapping[str, Any], nodes: list[ClusterNode], emit: Emit) -> ClusterContext:
+def others_at_work(ray: Any) -> list[str]:
+    """Whether other drivers held CPUs of this Ray when the smoke began: a reason not to compare its figures.
+
+    Args:
+        ray: the module, connected; nothing of the smoke is at work yet.
+
+    Returns:
+        One sentence, or nothing.
+    """
+    deadline = time.monotonic() + _OTHERS_END_WAIT_S
+    while True:
+        # the free ones first: a node that comes in between is no work of others
+        free = ray.available_resources().get("CPU", 0.0)
+        found = ray.cluster_resources().get("CPU", 0.0)
+        if found <= free:
+            return []
+        if time.monotonic() > deadline:
+            return [
+                f"other work held {found - free:g} of Ray's {found:g} CPUs when this began; see: ray status"
+            ]
+        time.sleep(0.1)
+
+
+def _context(
+    smoke: _Smoke, node: Mapping[str, Any], nodes: list[ClusterNode], others: Sequence[str], emit: Emit
+) -> ClusterContext:
     from raytools.workloads.base import ClusterContext
 
     workload = smoke.request["workload"]
@@ -190,6 +219,8 @@ def _context(smoke: _Smoke, node: Mapping[str, Any], nodes: list[ClusterNode], e
     ) -> None:
         record = entry_record(workload, entry, wall_s, outcome, message)
         record.host.name, record.host.environment = _own_name(node, nodes), environment
+        if others:
+            record.fairness.verdict, record.fairness.reasons = "tainted", list(others)
         _tell(smoke.ledger.add(entry, record, metrics), emit)
 
     return ClusterContext(

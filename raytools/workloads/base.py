@@ -356,6 +356,7 @@ def judge_runs(runs: Sequence[WorkloadRun], *, enforce: str) -> list[Reason]:
         return [Reason("no run took place")]
     reasons: list[Reason] = []
     unlimited: dict[str, None] = {}  # entries are promised nothing that would be missing: said once, for all
+    disturbed: dict[str, list[str]] = {}  # what disturbs entries is there for all of them, too
     for run in runs:
         where = run_name(run.record)
         is_entry = entry_of(run.record) is not None
@@ -370,7 +371,12 @@ def judge_runs(runs: Sequence[WorkloadRun], *, enforce: str) -> list[Reason]:
         fairness = run.record.get("fairness") or {}
         if fairness.get("verdict") == "tainted":
             why = "; ".join(fairness.get("reasons") or [])
-            reasons.append(Reason(f"{where}: tainted: {why}", fails=False))
+            if is_entry:
+                disturbed.setdefault(why, []).append(where)
+            else:
+                reasons.append(Reason(f"{where}: tainted: {why}", fails=False))
+    for why, entries in disturbed.items():
+        reasons.append(Reason(f"{', '.join(entries)}: tainted: {why}", fails=False))
     return reasons + [Reason(text, fails=False) for text in unlimited]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from raytools.node.driver import variables
+
 from .limited_runs import why_no_limits
 from .planned_node import built_prefix, free_base_port, write_node
 from .smoke_cluster import Cluster
@@ -39,6 +41,33 @@ def test_one_node_sends_to_itself_and_says_so(one_node: Cluster) -> None:
         assert node["sent_bytes_per_s"] == node["received_bytes_per_s"] > 0
     assert "all-at-once: pairs" in shown.stdout
     assert "8 MiB" in shown.stdout
+
+
+HOLDER = """
+import ray, sys
+ray.init(sys.argv[1], log_to_driver=False)
+holder = ray.remote(num_cpus=1)(type("Holder", (), {"begun": lambda self: True})).remote()
+print(ray.get(holder.begun.remote()), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_cpus_that_other_work_holds_are_told(one_node: Cluster) -> None:
+    node = one_node.node
+    other = subprocess.Popen(
+        [node["python"], "-c", HOLDER, node["ray"]["gcs_address"]],
+        env={**os.environ, **variables(node, node["environment"]["prefix"])},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        done = one_node.raytools("smoke", "--workload", "transfer", "--set", "size=1MiB")
+        other.communicate()
+    said = "other work held 1 of Ray's "
+    assert f"pairs: running: {said}" in done.stderr
+    assert f"pairs, all-at-once: tainted: {said}" in " ".join(done.stdout.split())
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def several(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:

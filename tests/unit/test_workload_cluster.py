@@ -73,7 +73,7 @@ class Three:
 
 # a toolkit whose driver finds a Ray of two nodes where it would ask for one
 HEAD = """
-import contextlib, signal, sys
+import contextlib, signal, sys, types
 from pathlib import Path
 sys.path.insert(0, SITE)
 from raytools.node import workload_cluster as cluster, workload_runtime as runtime
@@ -82,7 +82,8 @@ from raytools.node.workload_link import cancel_on_signal
 @contextlib.contextmanager
 def connected(node):
     signal.signal(signal.SIGTERM, cancel_on_signal)
-    yield
+    idle = lambda: {"CPU": 8.0}
+    yield types.SimpleNamespace(cluster_resources=idle, available_resources=idle)
 
 cluster.become_driver = lambda node: None
 cluster.connected = connected
