@@ -19,10 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from measure import CHECKOUT, SCRIPTS, Row, print_rows
+from local_head import add_options, local_head
+from measure import SCRIPTS, Row, print_rows
 
-from raytools.inventory import load_inventory
-from raytools.project import find_project
 from raytools.workloads.autogluon import AutoGluon, AutoGluonParameters
 
 BAR = 1.05
@@ -36,27 +35,21 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=3, help="rounds (default 3)")
-    parser.add_argument("-c", "--config", help="cluster.yaml to use")
-    parser.add_argument("-i", "--inventory", help="inventory to use")
+    add_options(parser)
     options = parser.parse_args()
-    project = find_project(options.config or CHECKOUT / "cluster.yaml", options.inventory)
-    head = load_inventory(project.inventory_path).head
-    if head.connection != "local":
-        sys.exit(f"the head is {head.name}: this benchmark compares on one machine, which must be this one")
-    node = json.loads(Path(head.root, "node.json").read_text())
-    smoke_arguments = ["-c", str(project.config_path), "-i", str(project.inventory_path)]
+    cluster = local_head(options)
     rows = {
         name: (Row(f"{name}: fit"), Row(f"{name}: everything"))
         for name in ("smoke", "bare, pinned, passive OpenMP", "AutoGluon's defaults")
     }
     smoke, bare, defaults = rows.values()
     with tempfile.TemporaryDirectory() as folder:
-        request = _write_request(Path(folder), node, project.state_dir / "data")
+        request = _write_request(Path(folder), cluster.node, cluster.project.state_dir / "data")
         for number in range(options.runs):
             print(f"round {number + 1} of {options.runs}", file=sys.stderr, flush=True)
-            _add(smoke, _smoke(smoke_arguments))
-            _add(bare, _plain("bare", request, node, {"OMP_WAIT_POLICY": "passive"}))
-            _add(defaults, _plain("defaults", request, node, {}))
+            _add(smoke, _smoke(cluster.arguments))
+            _add(bare, _plain("bare", request, cluster.node, {"OMP_WAIT_POLICY": "passive"}))
+            _add(defaults, _plain("defaults", request, cluster.node, {}))
     defaults[0].note = "includes the start of the Ray that AutoGluon sizes itself"
     ratio = Row("fit: smoke / bare", bar=BAR, unit="x")
     ratio.values = [statistics.median(smoke[0].values) / statistics.median(bare[0].values)]

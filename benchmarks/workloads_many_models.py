@@ -19,10 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measure import CHECKOUT, SCRIPTS, Row, print_rows
-
-from raytools.inventory import load_inventory
-from raytools.project import find_project
+from local_head import add_options, local_head
+from measure import SCRIPTS, Row, print_rows
 
 LEAST_OF_PLAIN, LEAST_OF_SINGLE = 0.95, 3.0
 BATCHES = (50, 250, 1000)  # of plain Ray; the best one counts
@@ -33,24 +31,19 @@ _BARE = Path(__file__).with_name("workloads_many_models_bare.py")
 def main() -> int:
     """Measures in turns and prints the table."""
     options = _options()
-    project = find_project(options.config or CHECKOUT / "cluster.yaml", options.inventory)
-    head = load_inventory(project.inventory_path).head
-    if head.connection != "local":
-        sys.exit(f"the head is {head.name}: this benchmark compares on one machine, which must be this one")
-    node = json.loads(Path(head.root, "node.json").read_text())
-    arguments = ["-c", str(project.config_path), "-i", str(project.inventory_path)]
+    cluster = local_head(options)
     ours = Row("raytools, method tasks", unit="models/s")
     plain = {size: Row(f"plain Ray, batches of {size}", unit="models/s") for size in BATCHES}
     single = Row("plain Ray, one task per model", unit="models/s")
     peak = Row("raytools: most memory of the driver", unit="MiB")
     for number in range(options.runs):
         print(f"round {number + 1} of {options.runs}", file=sys.stderr, flush=True)
-        metrics = _smoke(options, arguments)
+        metrics = _smoke(options, cluster.arguments)
         ours.values.append(metrics["models_per_s"])
         peak.values.append(metrics["driver_peak_bytes"] / 2**20)
         for size, row in plain.items():
-            row.values.append(_plain("batches", options, options.models, size, node))
-        single.values.append(_plain("single", options, min(options.models, MOST_SINGLE), 250, node))
+            row.values.append(_plain("batches", options, options.models, size, cluster.node))
+        single.values.append(_plain("single", options, min(options.models, MOST_SINGLE), 250, cluster.node))
     best = max(plain.values(), key=lambda row: row.median or 0.0)
     slower = _ratio("plain Ray's best / raytools", best, ours, 1 / LEAST_OF_PLAIN)
     faster = _ratio("one task per model / raytools", single, ours, 1 / LEAST_OF_SINGLE)
@@ -67,8 +60,7 @@ def _options() -> argparse.Namespace:
         "--fit", default="boosting", help="boosting (default), some ms, ridge, one, or ols, a tenth"
     )
     parser.add_argument("--runs", type=int, default=3, help="rounds (default 3)")
-    parser.add_argument("-c", "--config", help="cluster.yaml to use")
-    parser.add_argument("-i", "--inventory", help="inventory to use")
+    add_options(parser)
     return parser.parse_args()
 
 

@@ -31,11 +31,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import CHECKOUT, Row, print_rows
+from local_head import add_options, local_head
+from measure import Row, print_rows
 
-from raytools.inventory import load_inventory
 from raytools.node.driver import variables
-from raytools.project import find_project
 from raytools.workloads.tables import fetch
 
 BAR_WALL, BAR_SPREAD = 1.05, 1.0
@@ -59,22 +58,17 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=20_000, help="of the table (default 20,000)")
     parser.add_argument("--dataset", default="diamonds", help="diamonds (default) or breast_cancer")
     parser.add_argument("--greedy", action="store_true", help="every other trial takes more than it asks for")
-    parser.add_argument("-c", "--config", help="cluster.yaml to use")
-    parser.add_argument("-i", "--inventory", help="inventory to use")
+    add_options(parser)
     options = parser.parse_args()
-    project = find_project(options.config or CHECKOUT / "cluster.yaml", options.inventory)
-    head = load_inventory(project.inventory_path).head
-    if head.connection != "local":
-        sys.exit(f"the head is {head.name}: this benchmark wants a cluster whose head is this machine")
-    node = json.loads(Path(head.root, "node.json").read_text())
+    cluster = local_head(options)
     with tempfile.TemporaryDirectory() as folder:
         request = Path(folder, "request.json")
         table = Path(folder, "table.csv")
-        if content := fetch(options.dataset, project.state_dir / "data"):
+        if content := fetch(options.dataset, cluster.project.state_dir / "data"):
             table.write_bytes(content)
         asked = {name: getattr(options, name) for name in ("dataset", "trials", "epochs", "rows", "greedy")}
         request.write_text(json.dumps({**asked, "table": str(table)}))
-        rows = _measured(options.runs, options.greedy, lambda mode: _experiment(mode, request, node))
+        rows = _measured(options.runs, options.greedy, lambda mode: _experiment(mode, request, cluster.node))
     return print_rows("Tune, beside greedy trials" if options.greedy else "Tune, same trials", rows)
 
 
