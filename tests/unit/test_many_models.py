@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytools.cli import main
 from raytools.errors import RaytoolsError
 from raytools.node.workload_cluster import entry_record
 from raytools.workloads import cluster_checks
@@ -28,34 +27,6 @@ from raytools.workloads.many_models_results import Tally, clear_unfinished, fini
 
 def test_the_default_has_the_three_methods_without_a_limit() -> None:
     assert ManyModels().entries(ManyModelsParameters()) == ("tasks", "pool", "data")
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("methods=tasks,dask", "there is no method 'dask', expected some of tasks, pool, data, tune, or all"),
-        ("methods=", "no method was given"),
-        ("models=0", "models is 0, expected at least 1"),
-        ("models=many", "found 'many', expected a number"),
-        ("cpus=0", "cpus is 0"),
-        ("seed=-1", "seed is -1"),
-        ("fit=forest", "there is no fit 'forest', expected one of boosting, ridge, ols"),
-        ("efficiency=nan", "efficiency is nan"),
-        ("efficiency=80", "efficiency is 80.0, expected a share, at most 1"),
-    ],
-)
-def test_a_mistake_is_told_before_anything_starts(
-    setting: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["smoke", "--workload", "many-models", "--set", setting]) == 2
-    out, said = capsys.readouterr()
-    assert message in " ".join(said.split())
-    assert out == ""
 
 
 def test_tune_is_refused_above_a_thousand_models_by_its_name() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from raytools.cli import main
 from raytools.node.workload_cluster import entry_record
 from raytools.workloads import base
 from raytools.workloads.base import WorkloadRun
@@ -32,23 +31,6 @@ def test_of_many_nodes_each_sends_to_as_many_others_as_it_receives_from(count: i
     assert all(sender != receiver for sender, receiver in found)
     for side in (0, 1):
         assert set(collections.Counter(pair[side] for pair in found).values()) == {min(7, count - 1)}
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("size=much", "size: found 'much', expected a size"),
-        ("size=10kB", "size is 10kB, expected at least 1MB"),
-        ("rounds=0", "rounds is 0, expected at least 1"),
-        ("peers=0", "peers is 0, expected at least 1"),
-        ("patience=0s", "patience is 0.0, expected a duration above 0"),
-    ],
-)
-def test_a_mistake_is_told_before_anything_starts(
-    setting: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["smoke", "--workload", "transfer", "--set", setting]) == 2
-    assert message in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------- measured

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from raytools.cli import main
 from raytools.errors import RaytoolsError
 from raytools.node.workload_cluster import entry_record
 from raytools.workloads import base, cluster_checks
@@ -62,34 +61,6 @@ def test_what_is_named_is_paired(searches: str, schedulers: str, expected: list[
 def test_a_pair_that_cannot_be_is_refused_by_name(searches: str, schedulers: str, message: str) -> None:
     with pytest.raises(RaytoolsError, match=message):
         names(searches, schedulers)
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        ("searches=optuna,pbt", "pbt does not go with fifo, asha"),
-        ("api=actor", "there is no api 'actor', expected one of class, function"),
-        ("trials=0", "trials is 0, expected at least 1"),
-        ("epochs=0", "epochs is 0"),
-        ("cpus=0", "cpus is 0"),
-        ("rows=5", "rows is 5, expected at least 100"),
-        ("saving=nan", "saving is nan"),
-        ("dataset=rubies", "there is no dataset 'rubies'"),
-        ("csv=own.csv", "workload tune has no parameter 'csv'"),
-    ],
-)
-def test_a_mistake_is_told_before_anything_starts(
-    setting: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(["smoke", "--workload", "tune", "--set", setting]) == 2
-    out, said = capsys.readouterr()
-    assert message in " ".join(said.split())
-    assert out == ""
 
 
 @pytest.mark.parametrize(
