@@ -238,7 +238,8 @@ def stream(
     try:
         header, body = _package(host, command, timeout_s or 0, watch=True)
         session = _open(host, _command_line(host, command), _CONNECT_WAIT_S, state_dir)
-        return _talked(host, session, header + body, deadline, on_line, on_stderr_line, keep_open=True)
+        said = talk(session, header + body, deadline, on_line, on_stderr_line, marker=_MARKER, keep_open=True)
+        return _understood(host, said)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -268,7 +269,8 @@ def put_file(
     header = _header(host, command, timeout_s, archive_bytes=len(content), put=target, mode=mode)
     try:
         session = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
-        return _talked(host, session, header + content, time.monotonic() + timeout_s)
+        said = talk(session, header + content, time.monotonic() + timeout_s, marker=_MARKER)
+        return _understood(host, said)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -294,13 +296,13 @@ def _answer(
     try:
         if host.connection == "local" and command.python == "system" and not _command_prefix(host, command):
             with _our_code() as path, watched(_open_here(host, command, path)) as session:
-                return _talked(
-                    host, session, command.stdin.encode(), deadline, None, on_stderr_line, marker=None
-                )
+                said = talk(session, command.stdin.encode(), deadline, None, on_stderr_line)
+                return _understood(host, said, has_marker=False)
         header, body = _package(host, command, timeout_s)
         opened = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
         with watched(opened) as session:
-            return _talked(host, session, header + body, deadline, None, on_stderr_line)
+            said = talk(session, header + body, deadline, None, on_stderr_line, marker=_MARKER)
+            return _understood(host, said)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -427,22 +429,17 @@ def _open(host: Host, line: Sequence[str], connect_wait_s: float, state_dir: Pat
         raise _CallFailedError(str(error)) from error
 
 
-def _talked(
-    host: Host,
-    session: Session,
-    data: bytes,
-    deadline: float,
-    on_line: OnLine | None = None,
-    on_stderr_line: OnLine | None = None,
-    *,
-    marker: str | None = _MARKER,
-    keep_open: bool = False,
-) -> Answer:
-    """`talk`, and what it means."""
-    said = talk(session, data, deadline, on_line, on_stderr_line, marker=marker, keep_open=keep_open)
+def _understood(host: Host, said: Said, *, has_marker: bool = True) -> Answer:
+    """What a command's words mean.
+
+    Args:
+        host: that it was to run on.
+        said: by the command, or by what stands between us and it.
+        has_marker: the command tells that it begins; nothing can stand between us and one that does not.
+    """
     if said.exit_code is None:
         return Answer(said.stdout, said.stderr, None, f"{host.name}: no answer within {said.waited_s:.0f} s")
-    error = _refusal(host, said, said.exit_code) if marker else None
+    error = _refusal(host, said, said.exit_code) if has_marker else None
     return Answer(said.stdout, said.stderr, None if error else said.exit_code, error)
 
 
