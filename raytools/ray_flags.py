@@ -10,6 +10,8 @@ import json
 import math
 from collections.abc import Mapping
 
+from raytools.node import systemd_unit
+
 OLD_SUBREAPER = "RAY_kill_child_processes_on_worker_exit_with_raylet_subreaper"
 PROCESS_GROUPS = "RAY_process_group_cleanup_enabled"
 THRESHOLD = "RAY_memory_usage_threshold"
@@ -86,7 +88,7 @@ def isolation_arguments(cluster: str, *, reserved_cpus: int, reserved_bytes: int
     """
     return [
         "--enable-resource-isolation",
-        f"--cgroup-path=/sys/fs/cgroup/raytools.slice/raytools-ray-{cluster}.service",
+        f"--cgroup-path=/sys/fs/cgroup/raytools.slice/{systemd_unit.of_ray(cluster)}",
         f"--system-reserved-cpu={max(reserved_cpus, ISOLATION_CPUS)}",
         f"--system-reserved-memory={max(reserved_bytes, ISOLATION_BYTES)}",
     ]

@@ -91,7 +91,7 @@ def inspect(node_json: str, environment: bool = True) -> Found:
             "listening": timed("listening", listening_facts, node["ray"]["ports"]),
             "versions": timed("versions", versions, node["python"]),
             "storage": timed("storage", storage_facts, node["storage"]["path"]),
-            "unit": timed("unit", systemd_unit.look, f"raytools-ray-{node['cluster']}.service"),
+            "unit": timed("unit", systemd_unit.look, systemd_unit.of_ray(node["cluster"])),
             "places": timed("places", place_facts, node),
             "exports": timed("exports", export_facts),
             "files": timed("files", file_facts, node, found["rays"]),

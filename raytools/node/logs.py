@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from raytools.node import systemd_unit
 from raytools.node.facts import read_node_json
 
 _TAIL_BYTES = 64 << 10
@@ -54,7 +55,7 @@ def collect(root: Path) -> dict[str, str]:
         except OSError as error:
             texts[name] = f"{path} cannot be read: {error.strerror}\n"
     if node and Path("/run/systemd/system").is_dir():
-        texts["journal"] = _journal(f"raytools-ray-{node['cluster']}.service")
+        texts["journal"] = _journal(systemd_unit.of_ray(node["cluster"]))
     token = _token(node["ray"]["token_path"]) if node else None
     return {name: masked(text, token) for name, text in texts.items()}
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from raytools.errors import RaytoolsError
-from raytools.node import inspect_processes
+from raytools.node import inspect_processes, systemd_unit
 from raytools.node.apply import run
 from raytools.node.ray_state import read_node
 from raytools.node.ray_temp_dir import KEPT_SESSIONS
@@ -123,7 +123,7 @@ def restart_unit(root: Path) -> str:
             expected="a worker",
             fix="Restart all: ansible-playbook playbooks/ray.yml",
         )
-    unit = f"raytools-ray-{node['cluster']}.service"
+    unit = systemd_unit.of_ray(node["cluster"])
     run(["systemctl", "restart", unit])
     return f"restarted {unit}"
 

@@ -48,7 +48,7 @@ def probe(request: Mapping[str, Any]) -> dict[str, Any]:
     node = facts.read_node_json(str(root / "node.json"))
     found = facts.collect(node, str(root))
     privileged = os.geteuid() == 0
-    unit_name = f"raytools-ray-{request['cluster']}.service"
+    unit_name = systemd_unit.of_ray(request["cluster"])
     every = inspect_processes.processes()
     own = _own_pids(root, unit_name, every)
     # a raylet that was drained ends, and `ray start --block` stays without it

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raytools.errors import RaytoolsError
+from raytools.node import systemd_unit
 from raytools.node.apply import run, write_file
 from raytools.node.ray_failure import RayServiceError
 from raytools.node.ray_start import HEAD_LIMIT_S
@@ -36,7 +37,7 @@ def restart(root: Path, node: Mapping[str, Any], text: str) -> None:
     Raises:
         RaytoolsError: systemd refused it, or Ray did not start: with the end of its log.
     """
-    unit, is_head = f"raytools-ray-{node['cluster']}.service", node["role"] == "head"
+    unit, is_head = systemd_unit.of_ray(node["cluster"]), node["role"] == "head"
     write_file(_DIRECTORY / unit, text, _MODE)
     run(["systemctl", "enable", "--quiet", unit])  # reads all units anew, too
     try:

@@ -12,6 +12,11 @@ _PROPERTIES = (
 _WAIT_S = 10.0
 
 
+def of_ray(cluster: str) -> str:
+    """The name of the unit that keeps a cluster's Ray running. The role `ray` names it, too."""
+    return f"raytools-ray-{cluster}.service"
+
+
 def look(name: str) -> dict[str, Any] | None:
     """Its state; `problem` in words where systemd does not answer; None where systemd is not PID 1."""
     if not Path("/run/systemd/system").is_dir():
