@@ -160,4 +160,8 @@ def _account(user: str) -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(user)
     except KeyError:
-        raise RaytoolsError(f"--user {user}: there is no such user", expected="one of this node's") from None
+        raise RaytoolsError(
+            f"this node has no user {user}",
+            expected="one that exists there (--user), by default the service account (raytools_user)",
+            fix="The service account is made by: ansible-playbook playbooks/cluster.yml",
+        ) from None

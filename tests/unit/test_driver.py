@@ -114,7 +114,7 @@ def test_a_user_that_is_not_there_is_named(tmp_path: Path) -> None:
     plan(tmp_path)
     done = started(tmp_path, "--user", "nobody-of-that-name", "true")
     assert done.returncode == 2
-    assert "--user nobody-of-that-name: there is no such user" in done.stderr
+    assert "this node has no user nobody-of-that-name" in done.stderr
 
 
 def test_a_node_without_a_plan_says_how_to_get_one(tmp_path: Path) -> None:
