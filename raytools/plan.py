@@ -451,6 +451,7 @@ def _ray(
         slot_count=len(slots),
         temp_dir=temp_dir_of(node.host.root),
         dashboard_host=config.dashboard.host if config.dashboard.enabled else None,
+        environment=flags,
         log_to_driver=config.log_to_driver,
     )
     if config.isolation:

@@ -18,6 +18,13 @@ THRESHOLD = "RAY_memory_usage_threshold"
 # What Ray's own isolation may keep for Ray at the least (MINIMUM_SYSTEM_RESERVED_... of ray_constants.py).
 ISOLATION_CPUS = 1
 ISOLATION_BYTES = 500 * 2**20
+# A connection to a node without power is asked for a sign of life after the first, and given up after the
+# second more. With Ray's defaults, 300 and 120 s, a driver waited six minutes for tasks of a node that its
+# head had lost. An answer may take as long as the head grants a node (65 s).
+KEEPALIVE_MS = {
+    "RAY_grpc_client_keepalive_time_ms": 30_000,
+    "RAY_grpc_client_keepalive_timeout_ms": 60_000,
+}
 _FROM_AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_TOKEN")
 
 
@@ -35,10 +42,13 @@ def start_arguments(
     slot_count: int,
     temp_dir: str,
     dashboard_host: str | None,
+    environment: Mapping[str, str],
     log_to_driver: bool = True,
 ) -> list[str]:
     """The arguments of `ray start` on one node; `dashboard_host` is None where there is no dashboard.
 
+    `environment`: that Ray is started with. Some of its flags are for drivers, which have an environment of
+    their own: they take them from the head.
     `log_to_driver`: a log monitor, a Python process, hands what tasks print to their drivers.
     """
     if is_head:
@@ -47,6 +57,7 @@ def start_arguments(
             f"--port={ports['gcs']}",
             *([f"--ray-client-server-port={ports['client']}"] if "client" in ports else []),
             f"--include-dashboard={'true' if dashboard_host else 'false'}",
+            f"--system-config={json.dumps(_told_to_drivers(environment))}",
         ]
         if dashboard_host:
             role += [f"--dashboard-host={dashboard_host}", f"--dashboard-port={ports['dashboard']}"]
@@ -73,6 +84,12 @@ def start_arguments(
         "--disable-usage-stats",
         "--block",
     ]
+
+
+def _told_to_drivers(environment: Mapping[str, str]) -> dict[str, int]:
+    """Flags by the names that `ray start --system-config` knows; it outdoes every process's environment."""
+    values = {name: environment.get(name, "") for name in KEEPALIVE_MS}
+    return {name.removeprefix("RAY_"): int(value) for name, value in values.items() if value.isdecimal()}
 
 
 def isolation_arguments(cluster: str, *, reserved_cpus: int, reserved_bytes: int) -> list[str]:
@@ -136,6 +153,7 @@ def environment_of_ray(
         # gRPC is at work in the process that forks that server, and would start threads in the child: now and
         # then they end it before it is a program of its own (ray-project/ray#63202)
         "GRPC_ENABLE_FORK_SUPPORT": "0",
+        **{name: str(value) for name, value in KEEPALIVE_MS.items()},
         # Ray's default keeps 5 x 512 MiB of each of its many log files
         "RAY_ROTATION_MAX_BYTES": str(64 * 2**20),
         "RAY_ROTATION_BACKUP_COUNT": "2",

@@ -2,7 +2,7 @@
 
 A run that was lost, with its node, its raylet or its supervisor, is done once more, elsewhere if there is
 another node; both attempts are in the result. Nodes are looked at here, because Ray's own drivers notice one
-without power after seven minutes only (gRPC's keepalive: 300 s without a word, and 120 s more; Ray 2.58).
+without power by their connections (gRPC's keepalive, see KEEPALIVE_MS of ray_flags.py), later than its head.
 Ray is imported inside functions only.
 """
 

@@ -271,6 +271,21 @@ def test_the_head_starts_the_cluster_and_workers_join_it():
         assert {"--block", "--disable-usage-stats"} <= set(told)
 
 
+def test_the_head_tells_drivers_how_long_they_wait_for_a_node_without_power():
+    plans = plans_of([facts(), facts()])
+    told = json.loads(options(plans["n1"])["--system-config"])
+    assert told == {"grpc_client_keepalive_time_ms": 30_000, "grpc_client_keepalive_timeout_ms": 60_000}
+    for name, value in told.items():  # a task that submits tasks has them from its raylet
+        assert plans["n2"].ray["env"][f"RAY_{name}"] == str(value)
+    assert "--system-config" not in options(plans["n2"])
+
+
+def test_drivers_are_told_what_ray_env_says():
+    env = {"RAY_grpc_client_keepalive_time_ms": "300000", "RAY_grpc_client_keepalive_timeout_ms": "a while"}
+    told = options(plan_of(config={"ray": {"env": env}}))
+    assert json.loads(told["--system-config"]) == {"grpc_client_keepalive_time_ms": 300_000}
+
+
 def test_workers_take_the_heads_ports_whatever_their_own_variables_say():
     plans = plans_of(
         [facts(), facts()], overrides={"n2": {"ray": {"ports": {"gcs": 7000, "node_manager": 7001}}}}

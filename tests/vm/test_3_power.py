@@ -44,8 +44,8 @@ def test_a_run_on_a_worker_without_power_is_recorded_as_lost_and_done_elsewhere(
     driving.start()
     until(lambda: records(cluster).keys() - known.keys(), 180, "the run's first record")
     machine(cluster, WORKER).power_off()
-    # Ray's health check takes a minute; the driver's own connection is given up after 300 s + 120 s
-    driving.join(540)
+    # Ray's health check takes a minute; the driver's own connection is given up after 30 s + 60 s
+    driving.join(300)
     assert said, "the driver did not end"
     answer = json.loads(said[0].splitlines()[-1])
     assert answer["value"] == HEAD

@@ -31,7 +31,7 @@ def alive(cluster: Gathered) -> Iterator[Finding]:
             message = f"Ray {state} (address {node.installed['address']})"
             fix = f"{_RESTART}; why it ended: {node.root}/logs/ray.log there"
             yield Finding("RT701", "error", node.name, message, fix, declared="alive", logical=state)
-    # of a node that has just lost its power Ray says for half a minute that it is alive
+    # of a node that has just lost its power Ray says for up to a minute that it is alive
     declared = {(node.installed or node.plan or {}).get("address") or node.address for node in cluster.nodes}
     for other in cluster.ray["nodes"]:
         if other["state"] == "ALIVE" and other["address"] not in declared:
