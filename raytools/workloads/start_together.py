@@ -115,7 +115,8 @@ def _gate(name: str, node_ids: Sequence[str]) -> Iterator[Callable[[], set[str]]
     from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # where the driver is: with a soft one Ray places an actor without CPUs anywhere (2.58, "zero cpu actor")
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"name": name, "num_cpus": 0, "max_concurrency": _MOST_WAITING, "scheduling_strategy": here}
     actor = ray.remote(Gate).options(**options).remote(node_ids)
 
