@@ -194,9 +194,8 @@ def others_at_work(ray: Any) -> list[str]:
     """
     deadline = time.monotonic() + _OTHERS_END_WAIT_S
     while True:
-        # the free ones first: a node that comes in between is no work of others
-        free = ray.available_resources().get("CPU", 0.0)
         found = ray.cluster_resources().get("CPU", 0.0)
+        free = ray.available_resources().get("CPU", 0.0)
         if found <= free:
             return []
         if time.monotonic() > deadline:
