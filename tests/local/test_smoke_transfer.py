@@ -22,6 +22,7 @@ _why_not = why_no_limits()
 pytestmark = [pytest.mark.timeout(300), pytest.mark.skipif(bool(_why_not), reason=_why_not)]
 
 SEVERAL = Path(__file__).with_name("several_raylets.py")
+GATES = Path(__file__).with_name("gates.py")
 
 
 def test_one_node_sends_to_itself_and_says_so(one_node: Cluster) -> None:
@@ -70,12 +71,12 @@ def test_cpus_that_other_work_holds_are_told(one_node: Cluster) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def several(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
-    """The entries of both runs of that program, with CPUs that nobody else can hold."""
+def several_raylets(tmp_path: Path, program: Path, *arguments: str) -> Any:
+    """What that program found on raylets of its own, with CPUs that nobody else can hold."""
     node = write_node(tmp_path / "root", built_prefix(), free_base_port(60), slots=2)
     short = tempfile.mkdtemp(prefix="rt-")  # Ray's sockets allow 107 bytes
     done = subprocess.run(
-        [node["python"], str(SEVERAL), *arguments],
+        [node["python"], str(program), *arguments],
         env={
             **os.environ, "PYTHONPATH": node["toolkit"], "RAYTOOLS_ROOT": node["root"],
             "RAYTOOLS_LOCK_DIR": str(tmp_path / "locks"), "RAY_TMPDIR": short,
@@ -84,13 +85,17 @@ def several(tmp_path: Path, *arguments: str) -> list[dict[str, Any]]:
     )  # fmt: skip
     shutil.rmtree(short, ignore_errors=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.long
+def test_gates_are_on_the_drivers_node(tmp_path: Path) -> None:
+    assert several_raylets(tmp_path, GATES) == 10
 
 
 @pytest.mark.long  # the lab has three hosts
 def test_raylets_send_to_each_other_and_one_that_stands_still_fails_its_pairs_only(tmp_path: Path) -> None:
-    usual, stopped = several(tmp_path, "3", "8MiB")
+    usual, stopped = several_raylets(tmp_path, SEVERAL, "3", "8MiB")
     for entry in usual.values():
         assert entry["outcome"] == "ok", entry["metrics"]["pairs"]
         assert entry["metrics"]["transfers"] == 12
