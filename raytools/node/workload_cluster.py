@@ -1,7 +1,7 @@
 """Drives a workload of scope `cluster`: one driver on the cluster's Ray, one entry per configuration.
 
-Each entry is written to the storage when it ends, and beside them is the request: so an interrupted smoke can
-be resumed, and what had ended well is not done again. workload_runtime.py has the command line.
+Each entry is written to the storage when it ends (workload_ledger.py), so that an interrupted smoke can be
+resumed and what had ended well is not done again. workload_runtime.py has the command line.
 
 Events: `entries` (what was asked, and where results go); per entry `progress` and `finished`; the others as
 there.
@@ -9,19 +9,17 @@ there.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from raytools.errors import RaytoolsError
 from raytools.node import ray_view
 from raytools.node.record import OK, Record, utc_at, utc_now, write_json
+from raytools.node.workload_ledger import Ledger, find, held, read_request, write_request
 from raytools.node.workload_link import (
     Emit,
     absent,
@@ -36,9 +34,6 @@ from raytools.node.workload_link import (
 if TYPE_CHECKING:
     from raytools.workloads.base import ClusterContext, ClusterNode, ClusterWorkload, WorkloadRun
 
-LATEST = "latest"
-REQUEST_NAME = "request.json"
-_ENTRY_NAME = "run-{}.json"
 _HELD = "affinity"  # raytools.pinned, by whatever the entry starts
 _OTHERS_END_WAIT_S = 3.0  # Ray takes a moment to see that what has just ended is gone
 _NOT_HELD = "what an entry starts holds its CPUs (raytools.pinned); its memory and time are not limited"
@@ -60,8 +55,8 @@ def begin(request: Mapping[str, Any], node: dict[str, Any], emit: Emit) -> int:
     workload.check_on_head(parameters)
     nodes = _nodes(node, request)
     directory = new_results_dir(node, workload.name)
-    with _held(directory):
-        write_json(directory / REQUEST_NAME, request)
+    with held(directory):
+        write_request(directory, request)
         return _drive(
             _Smoke(request, directory, Ledger(directory, workload.entries(parameters))), node, nodes, emit
         )
@@ -80,8 +75,8 @@ def resume(request: Mapping[str, Any], node: dict[str, Any], emit: Emit) -> int:
     """
     become_driver(node)
     directory = find(Path(node["storage"]["path"], "results"), request["resume"], request.get("workload"))
-    with _held(directory):
-        asked = {**_read_request(directory), "nodes": request.get("nodes") or []}
+    with held(directory):
+        asked = {**read_request(directory), "nodes": request.get("nodes") or []}
         workload, parameters = _asked(asked)
         workload.check_on_head(parameters)
         nodes = _nodes(node, asked)
@@ -253,109 +248,3 @@ def entry_record(workload: str, entry: str, wall_s: float, outcome: str, message
     record.enforced.cpu, record.enforced.missing = _HELD, [_NOT_HELD]
     record.used.wall_s = round(wall_s, 3)
     return record
-
-
-class Ledger:
-    """Which entries of a smoke have ended: files `run-<number>.json`, which are whole or not there."""
-
-    def __init__(self, directory: Path, entries: Sequence[str]) -> None:
-        self.entries = tuple(entries)
-        self._directory = directory
-        self._runs = {entry: run for entry in self.entries if (run := self._read(entry))}
-
-    def _path(self, entry: str) -> Path:
-        return self._directory / _ENTRY_NAME.format(self.entries.index(entry))
-
-    def _read(self, entry: str) -> WorkloadRun | None:
-        from raytools.workloads.base import WorkloadRun
-
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            run = WorkloadRun(**json.loads(self._path(entry).read_text()))
-            if run.metrics.get("entry") == entry:
-                return run
-        return None
-
-    def runs(self) -> list[WorkloadRun]:
-        """All that have ended, in the order of the entries."""
-        return [self._runs[entry] for entry in self.entries if entry in self._runs]
-
-    def done(self) -> dict[str, Mapping[str, Any]]:
-        """Metrics of those that ended well; the others may be done again."""
-        return {entry: run.metrics for entry, run in self._runs.items() if run.record.get("outcome") == OK}
-
-    def left(self) -> list[str]:
-        """Those that have not ended well."""
-        done = self.done()
-        return [entry for entry in self.entries if entry not in done]
-
-    def not_run(self) -> list[str]:
-        """Those that have not ended at all."""
-        return [entry for entry in self.entries if entry not in self._runs]
-
-    def add(self, entry: str, record: Record, metrics: Mapping[str, Any]) -> WorkloadRun:
-        """Writes an entry that has ended; one that had failed before is replaced.
-
-        Raises:
-            ValueError: there is no such entry, or it was done already.
-        """
-        from raytools.workloads.base import WorkloadRun
-
-        if entry not in self.entries or entry in self.done():
-            raise ValueError(f"found entry {entry!r}, expected one of {self.left()}")
-        before = self._runs.get(entry)
-        record.attempt = int(before.record.get("attempt") or 1) + 1 if before else 1
-        run = WorkloadRun(record.to_json(), {"entry": entry, **metrics})
-        write_json(self._path(entry), {"record": run.record, "metrics": run.metrics})
-        self._runs[entry] = run
-        return run
-
-
-@contextlib.contextmanager
-def _held(directory: Path) -> Iterator[None]:
-    """One driver at a time works on a smoke; the lock goes with the process."""
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RaytoolsError(
-                f"{directory} is still at work", expected="one that was interrupted", fix="Wait for its end"
-            ) from None
-        yield
-
-
-def _read_request(directory: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((directory / REQUEST_NAME).read_text())
-    except (OSError, ValueError) as error:
-        raise RaytoolsError(f"{directory / REQUEST_NAME} cannot be read ({error})") from error
-    return cast("dict[str, Any]", found)
-
-
-def find(results: Path, name: str, workload: str | None = None) -> Path:
-    """The directory of the smoke that a person means by its path, its id, a part of the id, or `latest`.
-
-    Args:
-        results: `results` below the storage.
-        name: what the person typed; the path may be that of the controller's copy, which has the same id.
-        workload: only of this one.
-
-    Raises:
-        RaytoolsError: there is none, or several.
-    """
-    if Path(name).is_absolute() and (Path(name) / REQUEST_NAME).is_file():
-        return Path(name)
-    wanted = Path(name).name
-    there = {path.parent.name: path.parent for path in results.glob(f"{workload or '*'}/*/{REQUEST_NAME}")}
-    if wanted == LATEST and there:
-        return there[max(there)]  # ids begin with the time
-    fitting = [one for one in there if one == wanted] or [
-        one for one in there if wanted and (one.startswith(wanted) or one.endswith(f"-{wanted}"))
-    ]
-    if len(fitting) == 1:
-        return there[fitting[0]]
-    newest_first = sorted(there, reverse=True)
-    raise RaytoolsError(
-        f"{len(fitting) or 'no'} smokes below {results} fit {name!r}",
-        expected=f"the id of one of scope cluster ({', '.join(newest_first[:8]) or 'there is none'})",
-        fix="Runs in slots (autogluon, stress) are not resumed: run them again",
-    )
