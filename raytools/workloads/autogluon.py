@@ -12,7 +12,16 @@ from typing import Any, Literal
 
 from raytools.errors import RaytoolsError
 from raytools.units import format_duration
-from raytools.workloads.base import Prepared, Reason, SlotContext, Speed, WorkloadRun, option, run_name
+from raytools.workloads.base import (
+    Prepared,
+    Reason,
+    SlotContext,
+    Speed,
+    WorkloadRun,
+    in_one_sentence,
+    option,
+    run_name,
+)
 from raytools.workloads.tables import (
     DATASETS,
     fetch,
@@ -192,14 +201,18 @@ def _check_label(dataset: str, content: bytes | None, label: str) -> None:
 
 
 def _judge_skipped(parameters: AutoGluonParameters, runs: Sequence[WorkloadRun]) -> Iterator[Reason]:
-    """Families without a model, each reason once: nodes with the same software skip the same."""
-    where: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        for skipped in run.metrics["skipped"]:
-            where.setdefault((skipped["family"], skipped["reason"]), []).append(run_name(run.record))
-    for (family, reason), names in where.items():
-        asked = family in parameters.families
-        yield Reason(f"{', '.join(names)}: AutoGluon skipped {family}: {reason}", fails=asked)
+    """Families without a model: nodes with the same software skip the same."""
+    return in_one_sentence(
+        (
+            run_name(run.record),
+            Reason(
+                f"AutoGluon skipped {skipped['family']}: {skipped['reason']}",
+                fails=skipped["family"] in parameters.families,
+            ),
+        )
+        for run in runs
+        for skipped in run.metrics["skipped"]
+    )
 
 
 def _judge_one(parameters: AutoGluonParameters, run: WorkloadRun) -> Iterator[Reason]:

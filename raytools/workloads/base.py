@@ -10,7 +10,7 @@ import importlib
 import statistics
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -354,30 +354,40 @@ def judge_runs(runs: Sequence[WorkloadRun], *, enforce: str) -> list[Reason]:
     """
     if not runs:
         return [Reason("no run took place")]
-    reasons: list[Reason] = []
-    unlimited: dict[str, None] = {}  # entries are promised nothing that would be missing: said once, for all
-    disturbed: dict[str, list[str]] = {}  # what disturbs entries is there for all of them, too
-    for run in runs:
-        where = run_name(run.record)
-        is_entry = entry_of(run.record) is not None
-        if run.record.get("outcome") != "ok":
-            reasons.append(Reason(f"{where}: {end_of(run.record)}"))
-        enforced = run.record.get("enforced") or {}
-        missing = enforced.get("missing") or []
-        if missing and is_entry:
-            unlimited.update(dict.fromkeys(missing))
-        elif missing and run.record.get("outcome") != "refused":  # refused says it already, and was not run
-            reasons.append(Reason(f"{where}: not enforced: {'; '.join(missing)}", fails=enforce == "strict"))
-        fairness = run.record.get("fairness") or {}
-        if fairness.get("verdict") == "tainted":
-            why = "; ".join(fairness.get("reasons") or [])
-            if is_entry:
-                disturbed.setdefault(why, []).append(where)
-            else:
-                reasons.append(Reason(f"{where}: tainted: {why}", fails=False))
-    for why, entries in disturbed.items():
-        reasons.append(Reason(f"{', '.join(entries)}: tainted: {why}", fails=False))
-    return reasons + [Reason(text, fails=False) for text in unlimited]
+    told = [(run_name(run.record), reason) for run in runs for reason in _judge_run(run, enforce)]
+    not_held = dict.fromkeys(
+        text for run in runs if entry_of(run.record) is not None for text in _not_enforced(run)
+    )  # entries are promised nothing that would be missing
+    return [*in_one_sentence(told), *(Reason(text, fails=False) for text in not_held)]
+
+
+def _judge_run(run: WorkloadRun, enforce: str) -> Iterator[Reason]:
+    outcome = run.record.get("outcome")
+    if outcome != "ok":
+        yield Reason(end_of(run.record))
+    missing = _not_enforced(run)
+    if missing and outcome != "refused" and entry_of(run.record) is None:  # refused says it, and was not run
+        yield Reason(f"not enforced: {'; '.join(missing)}", fails=enforce == "strict")
+    fairness = run.record.get("fairness") or {}
+    if fairness.get("verdict") == "tainted":
+        yield Reason(f"tainted: {'; '.join(fairness.get('reasons') or [])}", fails=False)
+
+
+def _not_enforced(run: WorkloadRun) -> list[str]:
+    return list((run.record.get("enforced") or {}).get("missing") or [])
+
+
+def in_one_sentence(told: Iterable[tuple[str, Reason]]) -> Iterator[Reason]:
+    """`n1, n2: REASON`: what holds for several runs is said once, in the order in which it came up.
+
+    Args:
+        told: the run's name, and what is to be said of it.
+    """
+    names: dict[Reason, list[str]] = {}
+    for name, reason in told:
+        names.setdefault(reason, []).append(name)
+    for reason, those in names.items():
+        yield dataclasses.replace(reason, text=f"{', '.join(those)}: {reason.text}")
 
 
 def entry_command(workload: str, entry: str) -> list[str]:

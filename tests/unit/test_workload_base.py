@@ -169,6 +169,11 @@ def test_reasons_that_fail_come_before_those_that_only_tell() -> None:
     assert judged([tainted, run("n2", "oom")])["reasons"] == ["n2: outcome oom", "n1: tainted: steal"]
 
 
+def test_what_holds_for_several_runs_is_said_once() -> None:
+    runs = [run("n1", "oom"), run("n2"), run("n3", "oom"), run("n4", "failed", message="no such file")]
+    assert judged(runs)["reasons"] == ["n1, n3: outcome oom", "n4: outcome failed (no such file)"]
+
+
 def test_the_spread_is_the_coefficient_of_variation_of_the_times() -> None:
     assert judged([run(wall_s=9.0), run(wall_s=11.0)])["spread"] == {"metric": "wall_s", "cv": 0.1414}
 
