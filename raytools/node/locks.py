@@ -305,6 +305,8 @@ def _held_files() -> Iterator[tuple[Holder, str, bool]]:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 continue
             alive = not _try_shared(descriptor)
+            if os.fstat(descriptor).st_nlink == 0:
+                continue  # its holder has released it since: that is why nobody holds it
             text = os.read(descriptor, 1 << 20)
         finally:
             os.close(descriptor)

@@ -36,24 +36,32 @@ class Swept(Plain):
 
 def sweep() -> list[Swept]:
     """Cleans up after every dead run of this user (root: of all users)."""
-    swept = []
-    for holder, path in locks.stale():
+    found = (_sweep_holder(holder, path) for holder, path in locks.stale())
+    return [swept for swept in found if swept is not None]
+
+
+def _sweep_holder(holder: locks.Holder, path: str) -> Swept | None:
+    """Cleans up after one dead run; None where that is not ours to do, or another has done it by now."""
+    try:
         owner = os.lstat(path).st_uid
-        if os.getuid() not in (0, owner):
-            continue  # its owner's next run does it, with the right to
-        if holder.kind == locks.PINNED:  # it held CPUs, and its process took them along
-            _unlink(path)
-            continue
-        try:
-            processes = sum(_kill_group(d, owner) for d in holder.traces.get("cgroups", []))
-            directories = [d for d in holder.traces.get("directories", []) if _belongs_to(d, owner)]
-            left = [directory for directory in directories if not remove_tree(directory)]
-            problem = f"{left[0]} cannot be removed" if left else _write_lost(holder, owner)
-            _unlink(path)
-            swept.append(Swept(holder.run_id, processes, problem))
-        except OSError as error:
-            swept.append(Swept(holder.run_id, 0, str(error)))
-    return swept
+    except FileNotFoundError:
+        return None
+    if os.getuid() not in (0, owner):
+        return None  # its owner's next run does it, with the right to
+    if holder.kind == locks.PINNED:  # it held CPUs, and its process took them along
+        _unlink(path)
+        return None
+    try:
+        processes = sum(_kill_group(d, owner) for d in holder.traces.get("cgroups", []))
+        directories = [d for d in holder.traces.get("directories", []) if _belongs_to(d, owner)]
+        left = [directory for directory in directories if not remove_tree(directory)]
+        problem = f"{left[0]} cannot be removed" if left else _write_lost(holder, owner)
+        _unlink(path)
+    except OSError as error:
+        if not os.path.lexists(path):
+            return None
+        return Swept(holder.run_id, 0, str(error))
+    return Swept(holder.run_id, processes, problem)
 
 
 def remove_tree(directory: str) -> bool:

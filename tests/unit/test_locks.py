@@ -52,6 +52,17 @@ def test_memory_of_all_runs_together_stays_below_the_nodes() -> None:
     second.release()
 
 
+def test_a_holder_that_releases_while_it_is_looked_at_is_no_dead_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, try_shared = locks.claim(holder("first", [0]), None), locks._try_shared
+
+    def after_its_release(descriptor: int) -> bool:
+        claim.release()
+        return try_shared(descriptor)
+
+    monkeypatch.setattr(locks, "_try_shared", after_its_release)
+    assert locks.stale() == []
+
+
 def _hold_for_ever(ready: object) -> None:
     locks.claim(holder("victim", [0]), None)
     ready.set()  # type: ignore[attr-defined]
