@@ -285,13 +285,22 @@ class Cluster:
         return set(self.sh(HEAD, script, check=False).split())
 
     def await_healthy(self, limit_s: float) -> float:
-        """Waits until Ray reports every host alive; returns how long that took, in seconds."""
+        """Waits until Ray reports every host alive and each unit has started; returns the seconds it took."""
         wanted = set(self.lab.addresses.values())
-        what = f"all of {sorted(wanted)} alive"
+        what = f"all of {sorted(wanted)} alive, and their units active"
+
+        def has_started(host: str) -> bool:
+            return self.sh(host, f"systemctl is-active {self.unit_name}", check=False) == "active"
+
+        def is_healthy() -> bool:
+            # a unit is active a little after its node is alive, and a playbook restarts one that is not
+            return self.alive() == wanted and all(map(has_started, self.lab.addresses))
+
         try:
-            return until(lambda: self.alive() == wanted, limit_s, what, self.pause_s)
+            return until(is_healthy, limit_s, what, self.pause_s)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.said_of_ray(wanted ^ self.alive())}") from None
+            silent = wanted ^ self.alive() or wanted
+            raise AssertionError(f"{error}\n{self.said_of_ray(silent)}") from None
 
     def said_of_ray(self, addresses: set[str]) -> str:
         """What systemd and Ray's log say on these hosts: it is gone when the lab is."""
@@ -348,10 +357,12 @@ class Cluster:
         assert report.exit_code == 0, report.output
 
     def processes_named(self, host: str, name: str) -> list[int]:
-        """Pids of all processes of that name there."""
-        script = f"cat /proc/[0-9]*/stat 2>/dev/null | sed -n 's/^\\([0-9]*\\) ({name}).*/\\1/p'"
-        found = self.sh(host, script, check=False)
-        return [int(pid) for pid in found.split()]
+        """Pids of all processes of that name there, but for forks of one that have not called exec yet."""
+        script = "cat /proc/[0-9]*/stat 2>/dev/null | "
+        script += f"sed -n 's/^\\([0-9]*\\) ({name}) [^ ]* \\([0-9]*\\) .*/\\1 \\2/p'"
+        lines = self.sh(host, script, check=False).splitlines()
+        parents = dict(map(int, line.split()) for line in lines)
+        return [pid for pid, parent in parents.items() if parent not in parents]
 
     def snapshot(self, host: str) -> frozenset[str]:
         """Files, accounts and units of a host as lines, without what changes by itself.

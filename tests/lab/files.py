@@ -147,7 +147,8 @@ def ssh_config_text(
         lines = [f"Host {host.name}", f"    HostName {address}", f"    User {host.user}"]
         lines += [f"    Port {port}"] if port != SSH_PORT else []
         blocks.append("\n".join(lines))
-    common = [f'IdentityFile "{key}"', "IdentitiesOnly yes", "BatchMode yes", "ConnectTimeout 10"]
+    # the greeting counts, and an emulated sshd takes long for it
+    common = [f'IdentityFile "{key}"', "IdentitiesOnly yes", "BatchMode yes", "ConnectTimeout 60"]
     common += ["StrictHostKeyChecking yes", f'UserKnownHostsFile "{known_hosts}"']
     blocks.append("\n    ".join(["Host *", *common]))
     return "\n\n".join(blocks) + "\n"

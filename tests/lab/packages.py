@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping
 
 from tests.lab.commands import Report
 from tests.lab.hosts import LabError
 
+_LOCK_WAIT_S = 300  # a Debian that has just booted updates itself
+# these are not covered by DPkg::Lock::Timeout: without a wait `apt-get update` fails at once
+_AWAIT_LOCKS = """
+import fcntl
+for path in ("/var/lib/apt/lists/lock", "/var/cache/apt/archives/lock"):
+    with open(path, "a") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+"""
 _MORE_PATH = "/usr/sbin:/sbin:/usr/local/sbin"
 
 
@@ -63,9 +72,11 @@ def install(missing_packages: Callable[[], list[str]], report: Report) -> None:
         raise LabError("Installing needs root, and sudo asks for a password", fix=f"Run: {command}")
     root = [] if os.geteuid() == 0 else ["sudo", "-n"]
     environment = [*root, "env", "DEBIAN_FRONTEND=noninteractive"]
+    subprocess.run([*root, "timeout", str(_LOCK_WAIT_S), sys.executable, "-c", _AWAIT_LOCKS], check=False)
+    apt_get = [*environment, "apt-get", "-o", f"DPkg::Lock::Timeout={_LOCK_WAIT_S}"]
     for arguments in (["update", "-q"], ["install", "-qy", "--no-install-recommends", *packages]):
         report(f"apt-get {' '.join(arguments)}")
-        if subprocess.run([*environment, "apt-get", *arguments], check=False).returncode != 0:
+        if subprocess.run([*apt_get, *arguments], check=False).returncode != 0:
             raise LabError(f"`apt-get {arguments[0]}` failed", fix=f"Run: {command}")
     still = missing_packages()
     if still:

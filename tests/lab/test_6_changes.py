@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,9 @@ nodes = {{one["NodeManagerAddress"]: one["NodeID"] for one in ray.nodes() if one
 @ray.remote
 def work():
     open("/tmp/working", "w").close()
-    time.sleep({seconds})
+    until = time.monotonic() + {seconds}
+    while time.monotonic() < until and not os.path.exists("/tmp/enough"):
+        time.sleep(0.2)
     return "finished"
 print(ray.get(work.options(scheduling_strategy=On(nodes["{address}"], soft=False)).remote()), flush=True)
 time.sleep(600)
@@ -38,7 +42,10 @@ def in_section(section: str, line: str) -> str:
 
 @contextlib.contextmanager
 def working(cluster: Cluster, host: str, seconds: int) -> Iterator[Path]:
-    """A driver on the head whose one task runs on a host; it prints `finished` when the task has ended."""
+    """A driver on the head whose one task runs on a host; it prints `finished` when the task has ended.
+
+    The task ends after `seconds`, or when there is a file /tmp/enough on that host.
+    """
     text = DRIVER.format(
         root=ROOT,
         gcs=f"{cluster.lab.addresses[HEAD]}:6379",
@@ -46,7 +53,7 @@ def working(cluster: Cluster, host: str, seconds: int) -> Iterator[Path]:
         seconds=seconds,
     )
     said = cluster.directory / "driver.log"
-    cluster.sh(host, "rm -f /tmp/working")
+    cluster.sh(host, "rm -f /tmp/working /tmp/enough")
     cluster.sh(HEAD, f"cat > /opt/driver.py <<'PYTHON'\n{text}\nPYTHON")
     with said.open("w") as log:
         process = subprocess.Popen(
@@ -59,7 +66,7 @@ def working(cluster: Cluster, host: str, seconds: int) -> Iterator[Path]:
         yield said
     finally:
         cluster.sh(HEAD, "pkill -KILL -f /opt/[d]river.py; rm -f /opt/driver.py", check=False)
-        cluster.sh(host, "rm -f /tmp/working", check=False)
+        cluster.sh(host, "rm -f /tmp/working /tmp/enough", check=False)
         process.wait(30)
 
 
@@ -119,12 +126,17 @@ def test_only_a_new_node_is_built_and_a_node_that_leaves_is_drained_and_bare(clu
     head = cluster.play("remove", "-e", f"node={HEAD}", "-e", "confirm=yes")
     assert head.exit_code != 0
     assert "expected one of the workers" in head.said
-    with working(cluster, "n4", 20) as said:
+    with working(cluster, "n4", 600) as said, ThreadPoolExecutor() as pool:
         busy = cluster.play("remove", "-e", "node=n4", "-e", "confirm=yes", "-e", "ray_drain_timeout=2")
         assert busy.exit_code != 0
         assert "n4 still at work after 2 s" in busy.said
         assert busy.changed == {"n4": 0}
-        removed = cluster.play("remove", "-e", "node=n4", "-e", "confirm=yes")
+        removing = pool.submit(cluster.play, "remove", "-e", "node=n4", "-e", "confirm=yes")
+        drains = "pgrep -f 'raytools[.]node drain'"
+        until(lambda: removing.done() or cluster.sh(HEAD, drains, check=False), 300, "a second drain")
+        time.sleep(5)  # one that did not wait for the task would end it now
+        cluster.sh("n4", "touch /tmp/enough")
+        removed = removing.result()
         assert said.read_text().strip() == "finished"
     assert removed.exit_code == 0, removed.output
     assert "n4 has left the cluster" in removed.said

@@ -23,6 +23,7 @@ from tests.lab.hosts import Endpoint, LabError
 DEBIAN_CA_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 REMOVAL_WAIT_S = 600.0  # each has an environment of some ten thousand files
 BOOT_WAIT_S = 90.0
+_EMPTY_WAIT_S = 60.0
 _MOST_FILES_AND_PROCESSES = 20000
 LAB_LABEL, CHECKOUT_LABEL, DIGEST_LABEL = "raytools.lab", "raytools.checkout", "raytools.digest"
 
@@ -158,6 +159,14 @@ def _failure(container: str, found: str) -> str:
     return "\n".join([*parts, "--- console", (console.stdout + console.stderr).strip()])
 
 
+def weigh(name: str, times: int) -> None:
+    """A lab's share of this machine's CPUs is so many times that of another group of processes."""
+    for path, usual in ((f"cpu/{name}/cpu.shares", 1024), (f"{name}/cpu.weight", 100)):  # cgroup v1, v2
+        file = Path("/sys/fs/cgroup", path)
+        if file.exists():
+            run(["sh", "-c", f"echo {usual * times} >{file}"])
+
+
 def remove_cgroups(name: str, roots: Iterable[Path] | None = None) -> list[Path]:
     """Removes what a lab's containers left in any cgroup hierarchy; returns what could not be removed."""
     if roots is None:
@@ -171,7 +180,7 @@ def remove_cgroups(name: str, roots: Iterable[Path] | None = None) -> list[Path]
                 _remove_empty(directory)
         return None if any(tree.exists() for tree in trees) else True
 
-    until(emptied, 3.0)  # the monitors of removed containers take a moment to end
+    until(emptied, _EMPTY_WAIT_S)  # the monitors of removed containers take a moment to end
     return [tree for tree in trees if tree.exists()]
 
 
