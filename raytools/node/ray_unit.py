@@ -47,6 +47,17 @@ def restart(root: Path, node: Mapping[str, Any], text: str) -> None:
         raise RayServiceError("Ray did not start. " + said) from error
 
 
+def await_start(node: Mapping[str, Any]) -> bool:
+    """Whether the start that is under way came to its good end."""
+    unit = systemd_unit.of_ray(node["cluster"])
+    try:
+        run(["systemctl", "start", unit])  # joins it
+        _require_active(unit)
+    except RaytoolsError:
+        return False
+    return True
+
+
 def _restart(unit: str, *, is_head: bool) -> None:
     """Once more for what took long to fail: Ray gives its parts a fixed time, and what was read once is read
     faster. And for a worker: where all are restarted, it may have met the head that was just ending. But not
@@ -65,6 +76,10 @@ def _restart(unit: str, *, is_head: bool) -> None:
 def _restart_once(unit: str) -> None:
     """For systemd a Ray that gave up while it started has started, and ended well: see SuccessExitStatus."""
     run(["systemctl", "restart", unit])
+    _require_active(unit)
+
+
+def _require_active(unit: str) -> None:
     state = run(["systemctl", "show", "--property=ActiveState", "--value", unit])
     if state != "active":
         raise RaytoolsError(f"{unit} is {state} right after its start", expected="active")
@@ -82,10 +97,17 @@ def main(argv: list[str]) -> int:
     """0 once Ray is up; 1 with the reason on standard error."""
     parser = argparse.ArgumentParser(prog="python -m raytools.node ray-unit", description=__doc__)
     parser.add_argument("--root", required=True, type=Path)
+    parser.add_argument(
+        "--starting", action="store_true", help="it has this text and is being started: wait for that first"
+    )
     options = parser.parse_args(argv)
     root = options.root.absolute()
     try:
-        restart(root, read_node(root / "node.json"), sys.stdin.read())
+        node = read_node(root / "node.json")
+        if options.starting and await_start(node):
+            print(json.dumps({"changed": False}))
+            return 0
+        restart(root, node, sys.stdin.read())
     except (RaytoolsError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

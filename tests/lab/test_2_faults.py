@@ -256,6 +256,22 @@ def test_a_ray_whose_main_process_is_killed_is_back_and_leaves_no_process(cluste
     assert len(cluster.processes_named("n2", "raylet")) == 1
 
 
+def test_a_playbook_waits_for_a_ray_that_is_being_started(cluster: Cluster) -> None:
+    unit = cluster.unit_name
+    drop_in = f"/etc/systemd/system/{unit}.d"
+    slow = f"mkdir -p {drop_in} && printf '[Service]\\nExecStartPre=/bin/sleep 30\\n' >{drop_in}/slow.conf"
+    cluster.sh("n2", f"{slow} && systemctl daemon-reload && systemctl restart --no-block {unit}")
+    try:
+        until(lambda: cluster.unit("n2")["ActiveState"] == "activating", 60, "a start that is under way")
+        begun = cluster.unit("n2")["InvocationID"]
+        cluster.play("cluster").assert_nothing_changed()
+        found = cluster.unit("n2")
+    finally:
+        cluster.sh("n2", f"rm -r {drop_in}; systemctl daemon-reload")
+    assert (found["ActiveState"], found["InvocationID"]) == ("active", begun)
+    cluster.await_healthy(90)
+
+
 # --- hosts and controllers that die ---
 
 

@@ -35,6 +35,11 @@ class Systemd:
         (self.directory / "states").write_text("\n".join(states) + "\n")
         ray_unit.restart(self.directory, {"cluster": "c", "role": role}, "[Service]\n")
 
+    def join(self, state: str) -> bool:
+        (self.directory / "calls").write_text("")
+        (self.directory / "states").write_text(f"{state}\n")
+        return ray_unit.await_start({"cluster": "c"})
+
     @property
     def restarts(self) -> int:
         return (self.directory / "calls").read_text().count("restart raytools-ray-c.service")
@@ -85,3 +90,9 @@ def test_a_worker_that_waited_for_its_head_in_vain_does_not_wait_again(
     with pytest.raises(RayServiceError):
         systemd.start("worker", "activating", "active")
     assert systemd.restarts == 1
+
+
+def test_a_start_that_is_under_way_is_waited_for_and_not_begun_anew(systemd: Systemd) -> None:
+    assert systemd.join("active")
+    assert systemd.restarts == 0
+    assert not systemd.join("activating")  # systemd has begun another one: this one had failed
