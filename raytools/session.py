@@ -23,7 +23,6 @@ class Said:
 
     Args:
         exit_code: None if there was none in time.
-        waited_s: how long it was talked with.
         noise: what it said before the marker, where one was expected.
         reached_marker: whether the marker came.
     """
@@ -31,7 +30,6 @@ class Said:
     stdout: str
     stderr: str
     exit_code: int | None
-    waited_s: float
     noise: str
     reached_marker: bool
 
@@ -107,7 +105,6 @@ def talk(
     errors = _Reader(session.stderr, on_stderr_line, None)
     sender = threading.Thread(target=_send, args=(session.stdin, data, keep_open), daemon=True)
     threads = (sender, output, errors)
-    began = time.monotonic()
     try:
         for thread in threads:
             thread.start()
@@ -126,8 +123,7 @@ def talk(
         for reader in (output, errors):
             if reader.failure:
                 raise reader.failure
-    waited_s = time.monotonic() - began
-    return Said(output.text, errors.text, exit_code, waited_s, "".join(output.noise), output.reached_marker)
+    return Said(output.text, errors.text, exit_code, "".join(output.noise), output.reached_marker)
 
 
 def _call_off(session: Session) -> None:

@@ -310,15 +310,23 @@ def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, s
         )
     if isinstance(error, PasswordRequiredException):
         return f"{where}: the private key is encrypted and no agent holds it. ssh-add it first"
-    if isinstance(error, AuthenticationException):
+    text = str(error)
+    no_session = text.startswith("No existing session")  # after a log-in with another key came to no end
+    if text == "Authentication timeout." or (no_session and not was_closed):
+        return (
+            f"{where}: an ssh server greeted and did not finish the log-in within {waited_s:.0f} s. "
+            "It is overloaded, or waits for a name service (UseDNS, PAM): see uptime there"
+        )
+    cut_off = isinstance(error, EOFError | ConnectionResetError | BrokenPipeError) or "saw EOF" in text
+    if isinstance(error, AuthenticationException) and not cut_off:
         return (
             f"{where}: the node refused to log {host.user or 'this user'} in. Check ansible_user and "
             f"ansible_ssh_private_key_file, or: ssh-copy-id -F {config_path(state_dir)} {host.name}"
         )
     if isinstance(error, socket.gaierror):
         return f"{where}: the name {host.address} cannot be resolved. Set ansible_host in the inventory"
-    no_greeting = str(error).startswith(("Error reading SSH protocol banner", "No existing session"))
-    if isinstance(error, EOFError | ConnectionResetError | BrokenPipeError) or (no_greeting and was_closed):
+    no_greeting = text.startswith("Error reading SSH protocol banner")
+    if cut_off or no_session or (no_greeting and was_closed):
         return (
             f"{where}: what listens there closed the connection before a session could begin. "
             "Is it an ssh server (ansible_port), and does it allow more connections (MaxStartups) and "
@@ -329,7 +337,7 @@ def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, s
             f"{where}: something listens there and did not greet as an ssh server within {waited_s:.0f} s. "
             "Is ansible_port right, and the node not overloaded?"
         )
-    if "Timeout opening channel" in str(error):
+    if "Timeout opening channel" in text:
         return (
             f"{where}: logged in, but it opened no session within {_SESSION_PATIENCE * waited_s:.0f} s. "
             "It is overloaded, or its logind hangs: see uptime and journalctl -u systemd-logind there"
@@ -338,7 +346,7 @@ def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, s
         return f"{where}: no answer within {waited_s:.0f} s. Is it up, and does a firewall let ssh through?"
     if isinstance(error, NoValidConnectionsError | ConnectionRefusedError):
         return f"{where}: nothing listens there. Is sshd running, and is ansible_port right?"
-    return f"{where}: ssh failed ({str(error).strip() or type(error).__name__})"
+    return f"{where}: ssh failed ({text.strip() or type(error).__name__})"
 
 
 def _file_of(entry: str, state_dir: Path) -> Path:

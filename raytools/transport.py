@@ -239,7 +239,7 @@ def stream(
         header, body = _package(host, command, timeout_s or 0, watch=True)
         session = _open(host, _command_line(host, command), _CONNECT_WAIT_S, state_dir)
         said = talk(session, header + body, deadline, on_line, on_stderr_line, marker=_MARKER, keep_open=True)
-        return _understood(host, said)
+        return _understood(host, said, timeout_s or _LONGEST_STREAM_S)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -270,7 +270,7 @@ def put_file(
     try:
         session = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
         said = talk(session, header + content, time.monotonic() + timeout_s, marker=_MARKER)
-        return _understood(host, said)
+        return _understood(host, said, timeout_s)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -297,12 +297,12 @@ def _answer(
         if host.connection == "local" and command.python == "system" and not _command_prefix(host, command):
             with _our_code() as path, watched(_open_here(host, command, path)) as session:
                 said = talk(session, command.stdin.encode(), deadline, None, on_stderr_line)
-                return _understood(host, said, has_marker=False)
+                return _understood(host, said, timeout_s, has_marker=False)
         header, body = _package(host, command, timeout_s)
         opened = _open(host, _command_line(host, command), min(timeout_s, _CONNECT_WAIT_S), state_dir)
         with watched(opened) as session:
             said = talk(session, header + body, deadline, None, on_stderr_line, marker=_MARKER)
-            return _understood(host, said)
+            return _understood(host, said, timeout_s)
     except _CallFailedError as failed:
         return Answer("", "", None, str(failed))
 
@@ -429,16 +429,17 @@ def _open(host: Host, line: Sequence[str], connect_wait_s: float, state_dir: Pat
         raise _CallFailedError(str(error)) from error
 
 
-def _understood(host: Host, said: Said, *, has_marker: bool = True) -> Answer:
+def _understood(host: Host, said: Said, timeout_s: float, *, has_marker: bool = True) -> Answer:
     """What a command's words mean.
 
     Args:
         host: that it was to run on.
         said: by the command, or by what stands between us and it.
+        timeout_s: how long it had, connecting included.
         has_marker: the command tells that it begins; nothing can stand between us and one that does not.
     """
     if said.exit_code is None:
-        return Answer(said.stdout, said.stderr, None, f"{host.name}: no answer within {said.waited_s:.0f} s")
+        return Answer(said.stdout, said.stderr, None, f"{host.name}: no answer within {timeout_s:g} s")
     error = _refusal(host, said, said.exit_code) if has_marker else None
     return Answer(said.stdout, said.stderr, None if error else said.exit_code, error)
 

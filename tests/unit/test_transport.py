@@ -118,6 +118,30 @@ def test_a_node_that_logs_in_and_starts_no_session_is_told_from_one_that_does_no
     assert "overloaded" in said
 
 
+REFUSED, CLOSED, LATE = "the node refused to log", "closed the connection before", "did not finish the log-in"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "was_closed", "expected"),
+    [
+        (paramiko.AuthenticationException, "Authentication failed.", True, REFUSED),
+        (
+            paramiko.AuthenticationException,
+            "Authentication failed: transport shut down or saw EOF",
+            True,
+            CLOSED,
+        ),
+        (paramiko.AuthenticationException, "Authentication timeout.", False, LATE),
+        (paramiko.SSHException, "No existing session", False, LATE),  # tried with another key after that
+        (paramiko.SSHException, "No existing session", True, CLOSED),
+    ],
+)
+def test_only_a_node_that_says_no_has_refused_the_log_in(
+    tmp_path: Path, kind: type[Exception], text: str, was_closed: bool, expected: str
+) -> None:
+    assert expected in ssh._sentence(host(), kind(text), 10.0, was_closed, tmp_path)
+
+
 # --- answers -------------------------------------------------------------------------------------
 
 
