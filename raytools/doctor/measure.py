@@ -18,8 +18,8 @@ from raytools.transport import Answer, NodeCommand, call
 _IMPORTS_TIME_S = 300.0
 _STORAGE_TIME_S = 60.0
 _WORKERS_TIME_S = 120.0
-_RING_WAIT_S = 10.0  # nodes are not asked at the very same moment
-_RING_TIME_S = 40.0
+_RING_WAIT_S = 20.0  # nodes are not asked at the very same moment
+_RING_TIME_S = 60.0
 
 Nodes = tuple[NodeReport, ...]
 

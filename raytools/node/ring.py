@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 _SEND_S = 0.5
+_TALK_S = 10.0  # the longest silence of a neighbour that has connected
 _CHUNK = b"\0" * (1 << 20)
 _ROUND_TRIPS = 20
 
@@ -40,7 +41,7 @@ class _Receiver(threading.Thread):
                 except OSError:
                     return
                 with connection:
-                    connection.settimeout(left_s)
+                    connection.settimeout(_TALK_S)
                     if self._serve(connection):
                         self.problem = None
                         return
@@ -97,7 +98,7 @@ def _send(neighbour: tuple[str, int], word: bytes, deadline: float) -> dict[str,
     while (left_s := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection(neighbour, timeout=min(left_s, 3.0)) as connection:
-                connection.settimeout(left_s)
+                connection.settimeout(_TALK_S)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return _measured(connection, word)
         except OSError as error:

@@ -1452,6 +1452,14 @@ def test_a_slow_import_is_named_with_its_node(tried: Sample) -> None:
     assert "--level prove" in found.fix
 
 
+def test_of_two_nodes_the_one_that_imports_slower_is_only_told(tried: Sample) -> None:
+    of_node(tried, "n2", imports={"ray": {"problem": None, "s": 9.0}})
+    of_node(tried, "n3", imports=None)
+    found = tried.only("RT406")
+    assert (found.node, found.severity) == ("n2", "info")
+    assert "`import ray` takes 9.00 s here, 1.40 s on the other node" in found.message
+
+
 def test_an_import_that_is_slower_by_little_is_no_fault(tried: Sample) -> None:
     for name, took_s in (("n1", 0.5), ("n2", 0.5), ("n3", 3.4)):  # seven times, but not 3 s
         of_node(tried, name, imports={"ray": {"problem": None, "s": took_s}})

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from raytools.doctor.model import Finding, Gathered, NodeReport, Skipped
+from raytools.doctor.model import Finding, Gathered, NodeReport, Severity, Skipped
 from raytools.units import format_duration
 
 # What is slower than most by as much, and by so many seconds at least, is worth a look
@@ -39,15 +39,18 @@ def import_time(cluster: Gathered) -> Iterator[Finding]:
     if len(took_s) < 2:
         raise Skipped("there are no two nodes to compare")
     usual = statistics.median_low(took_s.values())
+    # of two nodes neither is the odd one
+    severity: Severity = "warning" if len(took_s) > 2 else "info"
+    where = "on most nodes" if len(took_s) > 2 else "on the other node"
     for name, found in took_s.items():
         if found > usual * _SLOWER and found > usual + _SLOWER_S:
             message = (
-                f"`import ray` takes {format_duration(found)} here, {format_duration(usual)} on most nodes: "
+                f"`import ray` takes {format_duration(found)} here, {format_duration(usual)} {where}: "
                 "each worker starts as much later"
             )
             look = "raytools doctor --level prove --only RT503,RT505,RT805"
             fix = f"Look at the disk and the load of {name}: {look}"
-            yield Finding("RT406", "warning", name, message, fix, declared=usual, physical=found)
+            yield Finding("RT406", severity, name, message, fix, declared=usual, physical=found)
 
 
 def storage(node: NodeReport, cluster: Gathered) -> Iterator[Finding]:
