@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator, Sequence
 
 from raytools.errors import RaytoolsError, RefusedError
@@ -21,6 +22,7 @@ from raytools.node.plain import Plain, as_dict, field
 from raytools.units import format_size
 
 RUN, PINNED = "run", "pinned"
+_OPENED_TO_ALL_S = 0.05
 
 
 class Holder(Plain):
@@ -99,13 +101,19 @@ def lock_directory() -> str:
                 raise _unusable(directory, error) from error
             with contextlib.suppress(OSError):  # its maker, at the same moment, was another user
                 os.chmod(directory, 0o1777)  # noqa: S103 - as /tmp: anybody's locks, nobody else's to remove
-        if os.path.islink(directory) or not os.access(directory, os.W_OK | os.X_OK):
+        if not _may_use(directory):
+            time.sleep(_OPENED_TO_ALL_S)  # its maker, at the same moment, does it in a second step
+        if not _may_use(directory):
             raise RaytoolsError(
                 f"{directory} is not a directory that {user_name()} may write to",
                 expected="the node-wide lock directory to have mode 1777",
                 fix=f"sudo chmod 1777 {directory}",
             )
     return path
+
+
+def _may_use(directory: str) -> bool:
+    return not os.path.islink(directory) and os.access(directory, os.W_OK | os.X_OK)
 
 
 def _unusable(path: str, error: OSError) -> RaytoolsError:
@@ -137,6 +145,7 @@ def open_lock(path: str) -> int:
     Raises:
         RaytoolsError: somebody has put something else there.
     """
+    has_waited = False
     while True:
         try:
             # not waiting for the writer of a FIFO, should it be one
@@ -153,7 +162,12 @@ def open_lock(path: str) -> int:
             except OSError as error:
                 raise _unusable(path, error) from error
             return descriptor
-        except OSError:  # a link, or not readable
+        except PermissionError:
+            if not has_waited:  # its maker opens it to all in a second step
+                has_waited = True
+                time.sleep(_OPENED_TO_ALL_S)
+                continue
+        except OSError:  # a link
             pass
         raise RaytoolsError(
             f"{path} is not a file that {user_name()} may lock",
