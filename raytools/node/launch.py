@@ -83,6 +83,10 @@ class SupervisedRun:
         """
         self.link.send(signal=number, group=group, delivered=delivered)
 
+    def told(self) -> None:
+        """Answers `why`, which is asked where a terminal is shared: every signal that came is passed on."""
+        self.link.send(told=True)
+
     def _lost(self) -> Record:
         return Record(
             run_id=self.run_id,

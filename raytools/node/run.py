@@ -185,10 +185,10 @@ def _run(request: RunRequest, standby: Standby) -> int:
             if run.wait_for_more(signals.fileno()):
                 signals.pass_on(run)
             else:
-                run.take(run.link.receive(0), lambda event: _on_event(event, terminal))
+                run.take(run.link.receive(0), lambda event: _on_event(event, run, signals, terminal))
         run.close()
         record = run.result()
-        if terminal is not None and record.signal is None and record.outcome not in (OK, FAILED):
+        if terminal is not None and _had_no_chance(record):
             terminal.restore()
     _explain(record)
     if terminal is not None and record.signal == signal.SIGINT:
@@ -196,11 +196,23 @@ def _run(request: RunRequest, standby: Standby) -> int:
     return exit_code(record)
 
 
-def _on_event(event: dict[str, Any], terminal: Terminal | None) -> None:
+def _had_no_chance(record: Record) -> bool:
+    """Whether the command was killed without a chance to bring the terminal back."""
+    if record.outcome == OOM:  # by the kernel, or on cgroup v1 by us: only then there is no signal to tell
+        return True
+    return record.signal is None and record.outcome not in (OK, FAILED)
+
+
+def _on_event(
+    event: dict[str, Any], run: launch.SupervisedRun, signals: ForwardedSignals, terminal: Terminal | None
+) -> None:
     if event["event"] in ("notice", "crashed"):
         print(f"raytools run: {event['text']}", file=sys.stderr)
     elif event["event"] == "stopped" and terminal is not None:
         terminal.stop_with(event["pid"])
+    elif event["event"] == "why":
+        signals.pass_on(run)
+        run.told()
 
 
 def _explain(record: Record) -> None:

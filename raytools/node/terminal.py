@@ -35,6 +35,7 @@ _FORWARDED: dict[int, bool] = {
 _SFD_FLAGS = os.O_CLOEXEC | os.O_NONBLOCK  # SFD_CLOEXEC and SFD_NONBLOCK have these values
 _SIGINFO_BYTES = 128  # of struct signalfd_siginfo (signalfd(2)); its first numbers: signo, errno, code, pid
 _ECHO_S = 0.2
+_GROUP_ECHO_S = 2.0
 # the kernel walks through a group, and timeout(1) signals its child before the child's group
 _GROUP_LOOP_S = 0.05
 _SI_KERNEL = 0x80  # sent by the kernel: for these signals, by the terminal
@@ -49,7 +50,7 @@ class ForwardedSignals:
 
     def __init__(self, in_terminal: bool) -> None:
         self._in_terminal = in_terminal
-        self._last = (0, 0, 0.0)  # signal, sender, when
+        self._last = (0, 0, 0.0, False)  # signal, sender, when, and whether the whole group got it
         self._descriptor: int | None = None
         self._sentinel: _Sentinel | None = None
 
@@ -92,17 +93,21 @@ class ForwardedSignals:
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.fileno(), _SIGINFO_BYTES):
                 number, _errno, code, sender = struct.unpack_from("=Iiii", data)
-                is_echo = self._is_echo(number, sender)
                 # asked in any case, so that none stays pending there
                 told = self._sentinel is not None and self._sentinel.got(number)
+                is_echo = self._is_echo(number, sender, told)
                 delivered = told or (self._in_terminal and code == _SI_KERNEL)
                 if code == _SI_KERNEL or not is_echo:
                     run.signal(number, group=_FORWARDED[number], delivered=delivered)
 
-    def _is_echo(self, number: int, sender: int) -> bool:
+    def _is_echo(self, number: int, sender: int, told: bool) -> bool:
         """timeout(1) sends to its child and then to the group: that is asking once, not twice."""
-        before, self._last = self._last, (number, sender, time.monotonic())
-        return before[:2] == (number, sender) and self._last[2] - before[2] < _ECHO_S
+        before, self._last = self._last, (number, sender, time.monotonic(), told)
+        if before[:2] != (number, sender):
+            return False
+        if self._sentinel is not None:  # one of the two reached it, whenever they are read here
+            return told != before[3] and self._last[2] - before[2] < _GROUP_ECHO_S
+        return self._last[2] - before[2] < _ECHO_S
 
 
 class _Sentinel:
@@ -166,11 +171,14 @@ class Terminal:
 
     def _come_to_front(self) -> None:
         """A shell that was the command has made its own group the foreground one."""
-        if os.tcgetpgrp(self._descriptor) != os.getpgrp():
+        with contextlib.suppress(OSError):  # the terminal is gone
+            if os.tcgetpgrp(self._descriptor) == os.getpgrp():
+                return
             before = signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # a background group may not, else
-            with contextlib.suppress(OSError):  # the terminal is gone
+            try:
                 os.tcsetpgrp(self._descriptor, os.getpgrp())
-            signal.signal(signal.SIGTTOU, before)
+            finally:
+                signal.signal(signal.SIGTTOU, before)
 
     def stop_with(self, pid: int) -> None:
         """Stops this process as the command was stopped, so that the shell sees a stopped job.

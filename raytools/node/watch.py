@@ -17,7 +17,7 @@ from raytools.units import format_duration, format_size
 
 _FIRST_SAMPLE_S, _LAST_SAMPLE_S = 0.01, 0.1  # a short run is sampled more often
 _OOM_COUNT_S = 0.2
-_HEARSAY_S = 0.2
+_ANSWER_S = 5.0  # a requester that is stopped gives none
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -74,6 +74,9 @@ class Watch:
             if grace_over is not None and now >= grace_over:
                 return
             if grace_over is None and deadline is not None and now >= deadline:
+                # who looks late, as on a busy machine, may find that it has ended in time
+                if self._has_to_end({descriptor for descriptor, _event in poller.poll(0)}, oom):
+                    return
                 self._note(TIMEOUT, f"not finished after {format_duration(time_s or 0)}")
                 cgroup.signal_all([self._main], signal.SIGTERM)
                 grace_over = now + self._limits.grace_s
@@ -119,15 +122,22 @@ class Watch:
         return False
 
     def _hear_why(self) -> None:
-        """Ctrl-C reaches the command and its requester at once; the latter's word may come a little later."""
+        """Ctrl-C reaches the command and its requester at once, but the requester may be the last to look.
+
+        So it is asked: the kernel has signalled the whole group before it lets one of its members end.
+        """
         status = self.end.status or 0
         by_signal = os.WIFSIGNALED(status) and os.WTERMSIG(status) in ENDING_SIGNALS
         if self._shares_terminal and by_signal and self.end.ending_signals == 0:
-            deadline = time.monotonic() + _HEARSAY_S
-            while not self.end.ending_signals and not self._link.closed and time.monotonic() < deadline:
-                for message in self._link.receive(deadline - time.monotonic()):
+            self._link.offer(event="why")
+            deadline = time.monotonic() + _ANSWER_S
+            while not self._link.closed and time.monotonic() < deadline:
+                messages = self._link.receive(deadline - time.monotonic())
+                for message in messages:
                     if "signal" in message:
                         self._pass_on(message["signal"], group=False, delivered=True)
+                if self.end.ending_signals or any("told" in message for message in messages):
+                    break
             if self._link.closed:
                 self._note(KILLED, "its requester vanished")
 
