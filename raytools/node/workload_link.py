@@ -144,7 +144,8 @@ class connected:  # noqa: N801 - used as a function
 
 
 def cancel_on_signal(_number: int, _frame: object) -> None:
-    raise Cancelled
+    """A handler. While Ray waits in its own code, it lets this exception out, and of others a SystemError."""
+    raise KeyboardInterrupt
 
 
 def shared_dir(node: Mapping[str, Any]) -> Path | None:
