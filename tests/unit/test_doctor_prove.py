@@ -166,7 +166,7 @@ def test_two_nodes_try_imports_storage_and_each_other(
         assert "problem" not in node.imports
         assert node.storage_trial is not None
         assert node.storage_trial["problems"] == []
-        assert node.storage_trial["fsync_ms"] > 0
+        assert node.storage_trial["fsync_ms"] >= 0  # of a tmpfs it is nothing
         assert node.ring is not None
         assert node.ring["to"] == neighbour
         assert node.ring["mbit_per_s"] > 0

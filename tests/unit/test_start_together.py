@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
@@ -39,14 +38,13 @@ def test_nobody_goes_on_before_the_last_node_has_come() -> None:
 
 
 def test_a_node_that_does_not_come_is_waited_for_once() -> None:
-    async def play() -> float:
+    async def play() -> None:
         waiting = Gate(["a", "b"], patience_s=0.05)
         await waiting.join("a")
-        began = time.monotonic()
-        await waiting.join("a")
-        return time.monotonic() - began
+        waiting._patience_s = 3600
+        await asyncio.wait_for(waiting.join("a"), 30)
 
-    assert asyncio.run(play()) < 0.03
+    asyncio.run(play())
 
 
 def test_a_node_that_comes_late_is_not_missing_any_more() -> None:

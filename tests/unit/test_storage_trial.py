@@ -55,7 +55,7 @@ def locked_by_somebody(path: Path, kind: str) -> Iterator[None]:
 def test_an_ordinary_directory_has_no_problem_and_is_left_as_it_was(storage: Path) -> None:
     found = try_out(trial_of(storage))
     assert found["problems"] == []
-    assert found["fsync_ms"] > 0
+    assert found["fsync_ms"] >= 0  # of a tmpfs it is nothing
     assert list((storage / "results").iterdir()) == []
 
 
@@ -74,7 +74,7 @@ def test_a_lock_that_is_refused_is_named(storage: Path, kind: str, named: str) -
     with locked_by_somebody(file, kind):
         found = try_out(trial_of(storage))
     assert found["problems"] == [f"files cannot be locked by {named}: Resource temporarily unavailable"]
-    assert found["fsync_ms"] > 0
+    assert found["fsync_ms"] >= 0  # of a tmpfs it is nothing
 
 
 def test_each_lock_is_given_back_as_over_nfs_the_two_kinds_exclude_each_other(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -216,8 +216,10 @@ def test_an_interrupted_smoke_is_resumed_and_nothing_is_done_twice(
     if number == signal.SIGINT:
         assert f"2 of 3 entries had finished: raytools results show {name}" in ended.stderr
         assert f"raytools smoke --resume {name}" in ended.stderr
+    with (cluster.results / ".lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the driver has ended
     (cluster.results / "go").touch()
-    done = _when_free(cluster, "--resume", name, "--json")
+    done = cluster.smoke("--resume", name, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert (document["id"], document["complete"], document["verdict"]) == (name, True, "pass")
@@ -225,16 +227,6 @@ def test_an_interrupted_smoke_is_resumed_and_nothing_is_done_twice(
     assert cluster.log() == ["one", "two", "three"]
     [kept] = (cluster.directory / ".raytools" / "results" / "three").iterdir()
     assert json.loads((kept / "smoke.json").read_text()) == document
-
-
-def _when_free(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The driver whose controller was killed takes a moment to end."""
-    deadline = time.monotonic() + 20
-    while True:
-        done = cluster.smoke(*arguments)
-        if "is still at work" not in done.stderr or time.monotonic() > deadline:
-            return done
-        time.sleep(0.1)
 
 
 def test_an_entry_that_failed_fails_the_smoke_and_is_tried_again_on_resume(cluster: Cluster) -> None:
