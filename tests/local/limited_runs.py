@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -33,15 +34,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PROGRAMS = Path(__file__).with_name("adversary_programs")
 PYTHON = "/usr/bin/python3"  # what a plain user has; ours may lie in a directory closed to others
 MARK = "RAYTOOLS_TEST_MARK"
-_EMULATED = 4  # times slower, and more
 # Waits in vain, and what has to happen "at once", may take that much longer: on an emulated machine a run
 # takes a second, and a machine of CI stands still now and then.
 PATIENCE = float(os.environ.get("RAYTOOLS_TEST_PATIENCE", "3" if os.environ.get("CI") == "true" else "1"))
 
 
 def time_limit(seconds: float) -> str:
-    """For `--time` of a program that has to come somewhere before it ends; more where all is emulated."""
-    return f"{seconds * PATIENCE if PATIENCE >= _EMULATED else seconds:g}s"
+    """For `--time` of a program that has to come somewhere before it ends."""
+    return f"{seconds * PATIENCE:g}s"
 
 
 def why_no_limits() -> str:
@@ -333,6 +333,30 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> float:
         assert time.monotonic() < started + timeout_s * PATIENCE, "waited in vain"
         time.sleep(0.02)
     return time.monotonic() - started
+
+
+def command_pid(text: str) -> int:
+    """The process whose command line is exactly this, as soon as there is one."""
+    wanted = text.replace(" ", "\0").encode() + b"\0"
+    found: list[int] = []
+
+    def there() -> bool:
+        found.extend(_pids(lambda pid: Path(f"/proc/{pid}/cmdline").read_bytes() == wanted))
+        return bool(found)
+
+    wait_until(there)
+    return found[0]
+
+
+def wait_until_taken(number: signal.Signals, pid: int) -> None:
+    """Waits until a signal that was sent to a process is not pending there any more."""
+
+    def taken() -> bool:
+        status = Path(f"/proc/{pid}/status").read_text()
+        pending = re.findall(r"^(?:Sig|Shd)Pnd:\s*(\w+)$", status, re.MULTILINE)
+        return not any(int(mask, 16) >> (number - 1) & 1 for mask in pending)
+
+    wait_until(taken)
 
 
 def _pids(wanted: Callable[[int], bool]) -> list[int]:

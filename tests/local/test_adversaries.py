@@ -193,9 +193,9 @@ def test_a_daemon_that_holds_the_output_pipe_does_not_hold_the_reader(runs: Runs
 
 
 def test_a_tree_that_stopped_itself_ends_at_its_time(runs: Runs) -> None:
-    result = runs.run(*runs.program("stopped_tree.py"), options=("--time", time_limit(0.5)))
+    result = runs.run(*runs.program("stopped_tree.py"), options=("--time", time_limit(1)))
     assert (result.stdout, *result.ending) == ("stopping\n", 124, "timeout")
-    assert result.record["used"]["wall_s"] < 2 * PATIENCE
+    assert result.record["used"]["wall_s"] < 3 * PATIENCE
     assert result.record["used"]["processes_swept"] == 10
 
 
@@ -286,7 +286,8 @@ def test_a_run_cannot_type_into_the_terminal_of_its_requester(runs: Runs) -> Non
 @pytest.mark.parametrize("kind", ["anonymous", "children", "tmpfs"])
 def test_memory_over_the_limit_ends_the_run(runs: Runs, kind: str) -> None:
     program = runs.program("allocate.py", kind, "200", runs.token)
-    result = runs.run("sh", "-c", '"$@"; echo survived', "sh", *program, options=SMALL)
+    # the whole run ends soon; at once the kernel ends one process alone (cgroup v1)
+    result = runs.run("sh", "-c", '"$@"; sleep 1; echo survived', "sh", *program, options=SMALL)
     assert (result.stdout, *result.ending) == ("", 137, "oom")
     assert result.record["used"]["memory_peak_bytes"] <= 100 << 20
 
@@ -450,7 +451,7 @@ def test_killing_raytools_run_ends_the_whole_run_within_a_second(runs: Runs) -> 
 @pytest.mark.parametrize("program", ["calm", "stops and continues"])
 def test_stopping_raytools_run_does_not_stop_the_time(runs: Runs, program: str) -> None:
     command = FOR_EVER if program == "calm" else runs.program("stop_and_go.py")
-    run = runs.start("sh", "-c", TREE, "sh", *command, options=("--time", "2s"))
+    run = runs.start("sh", "-c", TREE, "sh", *command, options=("--time", time_limit(1)))
     run.process.send_signal(signal.SIGSTOP)
     wait_until(lambda: runs.processes() == [run.process.pid], 10)
     run.process.send_signal(signal.SIGCONT)

@@ -32,6 +32,7 @@ from .planned_node import built_prefix, free_base_port
 CHECKOUT = Path(__file__).resolve().parents[2]
 # other Rays and their remains may well be on the machine that tests run on
 NEIGHBOURS = {"RT704", "RT801"}
+_WORKER_PORTS = 200
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -108,7 +109,7 @@ def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     root, prefix = directory / "root", directory / "environment"
     root.mkdir()
     make_prefix(prefix, base)
-    first = free_base_port()
+    first = free_base_port(11 + 2 * _WORKER_PORTS)  # its own, and those of the Ray that is started by hand
     ports = dict(zip(
         ("gcs", "client", "node_manager", "object_manager", "runtime_env_agent", "dashboard_agent_grpc",
          "dashboard_agent_http", "metrics_export", "dashboard_metrics", "autoscaler_metrics", "dashboard"),
@@ -116,7 +117,10 @@ def provisioned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     ))  # fmt: skip
     config = {
         "environment": {"prefix": str(prefix)},
-        "ray": {"ports": {**ports, "workers": [31000, 31199]}, "dashboard": {"enabled": False}},
+        "ray": {
+            "ports": {**ports, "workers": [first + 11, first + 10 + _WORKER_PORTS]},
+            "dashboard": {"enabled": False},
+        },
     }
     found = Cluster(directory, root, prefix, config)
     found.write_config()
@@ -385,6 +389,7 @@ def ray_by_hand(cluster: Cluster) -> Iterator[int]:
     """As people do it: in the background of a script, with a shell's limits, Ray counting for itself."""
     node = cluster.node
     ports = node["ray"]["ports"]
+    last = ports["workers"][1]
     script = 'trap "" INT; ulimit -n 3000; exec "$@" > "$LOG" 2>&1'
     line = [
         "sh", "-c", script, "sh", "taskset", "-c", str(min(os.sched_getaffinity(0))),
@@ -392,7 +397,7 @@ def ray_by_hand(cluster: Cluster) -> Iterator[int]:
         f"--node-ip-address={node['address']}", f"--port={ports['gcs']}", "--include-dashboard=false",
         f"--temp-dir={node['temp_dir']}", "--disable-usage-stats", "--memory=1000000000",
         "--object-store-memory=100000000", f"--ray-client-server-port={ports['client']}",
-        "--min-worker-port=31200", "--max-worker-port=31399",
+        f"--min-worker-port={last + 1}", f"--max-worker-port={last + _WORKER_PORTS}",
     ]  # fmt: skip
     log = cluster.directory / "by-hand.log"
     environment = {
@@ -476,7 +481,7 @@ def test_what_a_task_has_started_is_found_when_its_ray_was_killed(cluster: Clust
     orphan = int(done.stdout)
     try:
         state = ray_service.status(cluster.root)
-        for pid in (state["pid"], state["raylet_pid"]):
+        for pid in (state["raylet_pid"], state["pid"]):  # the raylet would go with `ray start`
             os.kill(pid, signal.SIGKILL)
         found = [f for f in cluster.findings("RT801") if str(orphan) in f["fix"].split()]
         assert f"pid {orphan} of" in found[0]["message"]

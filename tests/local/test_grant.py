@@ -121,13 +121,15 @@ def test_the_check_of_that_user_is_green(runs: Runs) -> None:
 
 @only_v1
 def test_a_revoke_while_a_run_goes_on_says_so_and_does_it_no_harm(runs: Runs) -> None:
-    going_on = runs.start("sh", "-c", f"touch {runs.ready}; sleep 4; exit 5", options=("--memory", "100MiB"))
+    script = f"touch {runs.ready}; until [ -e enough ]; do sleep 0.05; done; exit 5"
+    going_on = runs.start("sh", "-c", script, options=("--memory", "100MiB"))
     refused = grant(runs.requester.user, "--revoke")
     assert refused.returncode != 0
     assert "is in use" in refused.stderr
     assert f"no runs of {runs.requester.user}" in refused.stderr
     assert "raytools slots" in refused.stderr
     assert "Traceback" not in refused.stderr
+    (runs.directory / "enough").touch()
     result = going_on.result()
     assert result.ending == (5, "failed")
     assert result.record["enforced"]["missing"] == []

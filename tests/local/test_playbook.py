@@ -23,6 +23,7 @@ import psutil
 import pytest
 import yaml
 
+from .limited_runs import PATIENCE
 from .planned_node import CHECKOUT, built_prefix, free_base_port
 
 pytestmark = pytest.mark.timeout(400)
@@ -159,7 +160,7 @@ def test_the_second_run_changes_nothing_and_ray_keeps_running(cluster: Project) 
     assert cluster.state() == before
     assert psutil.Process(before["raylet_pid"]).name() == "raylet"
     print(f"second run: {again.wall_s:.1f} s")
-    assert again.wall_s < 60, "15 s alone on the machine; see benchmarks"
+    assert again.wall_s < 60 * PATIENCE, "15 s alone on the machine; see benchmarks"
 
 
 @pytest.mark.long

@@ -22,7 +22,7 @@ import pytest
 from raytools.errors import RefusedError
 from raytools.node import cgroup
 
-from .limited_runs import PATIENCE, why_no_limits
+from .limited_runs import PATIENCE, command_pid, time_limit, wait_until, wait_until_taken, why_no_limits
 
 _why_not = why_no_limits()
 pytestmark = pytest.mark.skipif(bool(_why_not), reason=_why_not)
@@ -116,13 +116,6 @@ def start(
     return process
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
 def test_a_command_that_succeeds_is_ok_and_its_record_holds_what_was_enforced(run: Runner) -> None:
     result = run("sh", "-c", "echo out; echo err >&2", options=("--memory", "1GiB", "--time", "30s"))
     assert (result.exit_code, result.outcome) == (0, "ok")
@@ -165,9 +158,9 @@ def test_the_time_limit_kills_at_once_without_grace(run: Runner) -> None:
 
 def test_grace_lets_the_command_finish_after_sigterm(run: Runner) -> None:
     script = f"trap 'echo saved; exit 0' TERM; sleep {MARK} & wait"
-    result = run("sh", "-c", script, options=("--time", "0.5s", "--grace", "10s"))
+    result = run("sh", "-c", script, options=("--time", time_limit(1), "--grace", time_limit(10)))
     assert (result.stdout, result.outcome) == ("saved\n", "timeout")
-    assert result.record["used"]["wall_s"] < 5
+    assert result.record["used"]["wall_s"] < 5 * PATIENCE
 
 
 def test_a_setsid_grandchild_does_not_survive_the_run(run: Runner) -> None:
@@ -178,7 +171,7 @@ def test_a_setsid_grandchild_does_not_survive_the_run(run: Runner) -> None:
 
 
 def test_memory_over_the_limit_ends_the_whole_run_as_oom(run: Runner) -> None:
-    script = "python3 -c 'x = bytearray(10**9)'; echo survived"
+    script = "python3 -c 'x = bytearray(10**9)'; sleep 1; echo survived"  # it ends soon, not at once
     result = run("sh", "-c", script, options=("--memory", "100MiB"))
     assert (result.exit_code, result.outcome) == (137, "oom")
     assert "survived" not in result.stdout
@@ -243,13 +236,20 @@ def test_a_wrong_option_is_a_usage_error_in_one_line(run: Runner, options: tuple
 
 
 def test_a_held_slot_is_refused_and_names_the_holder_then_is_waited_for(run: Runner, tmp_path: Path) -> None:
-    first = start(tmp_path, "sleep", "1.5", record="first.json")
+    enough = tmp_path / "enough"
+    hold = f"until [ -e {enough} ]; do sleep 0.05; done"
+    first = start(tmp_path, "sh", "-c", hold, record="first.json")
     refused = run("true")
     assert (refused.exit_code, refused.outcome) == (125, "refused")
     assert "is held by run" in refused.stderr
     assert str(json.loads((tmp_path / "first.json").read_text())["run_id"]) in refused.stderr
-    waited = run("echo", "mine", options=("--wait", "20s"))
-    assert (waited.exit_code, waited.stdout) == (0, "mine\n")
+    options = ("--wait", "60s", "--record", str(tmp_path / "second.json"))
+    second = popen("echo", "mine", options=options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert second.stderr is not None
+    assert b"waiting: " in second.stderr.readline()
+    enough.touch()
+    output, _ = second.communicate(timeout=20 * PATIENCE)
+    assert (second.returncode, output) == (0, b"mine\n")
     assert first.wait(10) == 0
 
 
@@ -269,7 +269,8 @@ def test_a_second_sigterm_ends_a_command_that_ignores_the_first(run: Runner, tmp
     process = start(tmp_path, "sh", "-c", f"trap '' TERM; touch {deaf}; while :; do sleep {MARK}; done")
     wait_until(deaf.exists)
     process.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    wait_until_taken(signal.SIGTERM, process.pid)
+    time.sleep(0.3)  # sooner, the second one would be an echo of the first
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) != 0
@@ -419,8 +420,9 @@ def test_defaults_of_the_plan_hold_and_options_win_over_them(run: Runner, tmp_pa
     plan_slots(tmp_path, slot, runs={"time_s": 0.5, "grace_s": 0.0, "env": {"FROM_PLAN": "plan"}})
     assert run("sleep", MARK).outcome == "timeout"
     assert run("sleep", "0.7", options=("--time", "20s")).outcome == "ok"
-    assert run("printenv", "FROM_PLAN").stdout == "plan\n"
-    assert run("printenv", "FROM_PLAN", options=("--env", "FROM_PLAN=mine")).stdout == "mine\n"
+    long = ("--time", "20s")
+    assert run("printenv", "FROM_PLAN", options=long).stdout == "plan\n"
+    assert run("printenv", "FROM_PLAN", options=(*long, "--env", "FROM_PLAN=mine")).stdout == "mine\n"
 
 
 # -------------------------------------------------------------------------------- options of the command
@@ -478,8 +480,7 @@ def test_a_run_with_a_very_long_command_line_works_and_others_know_it(run: Runne
 
 def test_a_command_that_is_killed_from_outside_is_failed_with_its_signal(run: Runner, tmp_path: Path) -> None:
     process = start(tmp_path, "sleep", MARK)
-    (sleeper,) = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", MARK]]
-    sleeper.kill()
+    os.kill(command_pid(f"sleep {MARK}"), signal.SIGKILL)
     assert process.wait(10) == 128 + signal.SIGKILL
     record = json.loads((tmp_path / "record.json").read_text())
     assert (record["outcome"], record["signal"]) == ("failed", signal.SIGKILL)
@@ -502,9 +503,9 @@ def test_a_program_is_found_in_the_path_it_is_given(run: Runner, tmp_path: Path)
 
 def test_grace_is_over_when_the_command_does_not_end_in_it(run: Runner) -> None:
     script = f"trap 'echo asked' TERM; while :; do sleep {MARK} & wait $!; done"
-    result = run("sh", "-c", script, options=("--time", "0.4s", "--grace", "0.6s"))
+    result = run("sh", "-c", script, options=("--time", time_limit(1), "--grace", time_limit(0.6)))
     assert (result.exit_code, result.outcome, result.stdout) == (124, "timeout", "asked\n")
-    assert 1.0 <= result.record["used"]["wall_s"] < 2.5 * PATIENCE
+    assert 1.6 * PATIENCE <= result.record["used"]["wall_s"] < 3 * PATIENCE
 
 
 def test_a_command_without_dashes_and_with_options_of_its_own_is_left_alone(run: Runner) -> None:

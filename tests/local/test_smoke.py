@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .limited_runs import why_no_limits
+from .limited_runs import PATIENCE, why_no_limits
 from .planned_node import CHECKOUT
 from .smoke_cluster import NODE_BYTES, Cluster
 
@@ -90,18 +90,23 @@ def test_progress_is_shown_while_it_runs_and_a_table_at_the_end(cluster: Cluster
     assert str(cluster.root / "results" / "autogluon") in done.stdout
 
 
-def test_a_family_that_was_skipped_fails_the_verdict_and_the_time_limit_holds(cluster: Cluster) -> None:
-    done = cluster.smoke(
-        "--dataset", "breast_cancer", "--models", "RF,EBM", "--folds", "0", "--time-limit", "3s",
-        "--set", "trees=200000", "--json",
-    )  # fmt: skip
+def test_a_family_that_was_skipped_fails_the_verdict(cluster: Cluster) -> None:
+    done = cluster.smoke("--dataset", "breast_cancer", "--models", "RF,EBM", "--folds", "0", "--json")
     document = json.loads(done.stdout)
     assert (done.returncode, document["verdict"]) == (1, "fail")
     [run] = document["runs"]
-    assert run["record"]["outcome"] == "ok"
-    assert run["metrics"]["families"] == ["RF"]
-    assert run["metrics"]["fit_s"] < 15  # 200,000 trees would take minutes
+    assert (run["record"]["outcome"], run["metrics"]["families"]) == ("ok", ["RF"])
     assert any("localhost: AutoGluon skipped EBM: " in reason for reason in document["reasons"])
+
+
+def test_the_time_limit_of_a_fit_holds(cluster: Cluster) -> None:
+    done = cluster.smoke(
+        "--dataset", "breast_cancer", "--models", "RF", "--folds", "0", "--time-limit", "3s",
+        "--set", "trees=200000", "--json",
+    )  # fmt: skip
+    [run] = json.loads(done.stdout)["runs"]
+    assert run["record"]["outcome"] == "ok"  # whether a slow machine had time for some trees, or for none
+    assert run["metrics"]["fit_s"] < 15 * PATIENCE  # 200,000 trees would take minutes
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
