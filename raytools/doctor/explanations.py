@@ -260,7 +260,8 @@ EXPLANATIONS: dict[str, Explanation] = {
     ),
     "RT406": Explanation(
         meaning="`import ray` takes more than three times as long here as on most nodes, and 3 s longer. "
-        "Each worker that Ray starts, and each run, waits as much longer. Level prove only.",
+        "Each worker that Ray starts, and each run, waits as much longer. Of two nodes neither is the odd "
+        "one: there it is only told. Level prove only.",
         cause="A slow or busy disk, an environment on a network file system, files that were not in memory "
         "yet (then the second time is fast), or something else that uses the CPUs.",
         fix="Run it again; then look at the disk and the load: `raytools doctor --level prove --only "

@@ -54,7 +54,10 @@ WORST_AND_COMPARED: Mapping[str, Row] = {
     ),
     "RT404": ("error", "content digest with the other nodes': exact"),
     "RT405": ("error", "whether each package that is installed, of a dozen, can be imported"),
-    "RT406": ("warning", "how long `import ray` takes with the median of all nodes: three times and 3 s"),
+    "RT406": (
+        "warning",
+        "how long `import ray` takes with the median of all nodes: three times and 3 s (of two nodes: info)",
+    ),
     "RT501": (
         "error",
         "free space with 1 GiB (4 before the first build), 5 GiB and 5 %; inodes with 10,000 and 100,000",
