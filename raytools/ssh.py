@@ -235,7 +235,7 @@ def open_session(host: Host, line: str, connect_wait_s: float, state_dir: Path) 
     """
     import paramiko
 
-    began = time.monotonic()
+    began, connection = time.monotonic(), None
     try:
         connection = _connection(host, connect_wait_s, state_dir)
         connection.open()
@@ -243,7 +243,10 @@ def open_session(host: Host, line: str, connect_wait_s: float, state_dir: Path) 
         channel.exec_command(line)
     except (OSError, EOFError, paramiko.SSHException, ValueError) as error:
         was_closed = time.monotonic() - began < connect_wait_s
-        raise TransportError(_sentence(host, error, connect_wait_s, was_closed, state_dir)) from error
+        transport = connection and connection.client.get_transport()
+        has_greeted = bool(transport and transport.remote_version)
+        sentence = _sentence(host, error, connect_wait_s, was_closed, state_dir, has_greeted=has_greeted)
+        raise TransportError(sentence) from error
     return SshSession(connection, channel)
 
 
@@ -278,7 +281,9 @@ def _check_host_keys(client: Any, state_dir: Path) -> None:
             client.load_system_host_keys(str(path))
 
 
-def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, state_dir: Path) -> str:
+def _sentence(
+    host: Host, error: Exception, waited_s: float, was_closed: bool, state_dir: Path, *, has_greeted: bool
+) -> str:
     """Turns a library's exception into what to do about it.
 
     Args:
@@ -288,6 +293,8 @@ def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, s
         was_closed: it ended before that limit: paramiko's text for a missing greeting is the same for both,
             followed by the system's word where the other side reset the connection.
         state_dir: as for `write_config`.
+        has_greeted: it called itself an ssh server. paramiko may go on to log in without: it waits as long
+            for both, and the log-in then finds no session.
     """
     from paramiko import AuthenticationException, BadHostKeyException, PasswordRequiredException
     from paramiko.ssh_exception import NoValidConnectionsError
@@ -311,8 +318,8 @@ def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, s
     if isinstance(error, PasswordRequiredException):
         return f"{where}: the private key is encrypted and no agent holds it. ssh-add it first"
     text = str(error)
-    no_session = text.startswith("No existing session")  # after a log-in with another key came to no end
-    if text == "Authentication timeout." or (no_session and not was_closed):
+    no_session = text.startswith("No existing session")
+    if text == "Authentication timeout." or (no_session and has_greeted and not was_closed):
         return (
             f"{where}: an ssh server greeted and did not finish the log-in within {waited_s:.0f} s. "
             "It is overloaded, or waits for a name service (UseDNS, PAM): see uptime there"
@@ -325,8 +332,8 @@ def _sentence(host: Host, error: Exception, waited_s: float, was_closed: bool, s
         )
     if isinstance(error, socket.gaierror):
         return f"{where}: the name {host.address} cannot be resolved. Set ansible_host in the inventory"
-    no_greeting = text.startswith("Error reading SSH protocol banner")
-    if cut_off or no_session or (no_greeting and was_closed):
+    no_greeting = no_session or text.startswith("Error reading SSH protocol banner")
+    if cut_off or (no_greeting and was_closed):
         return (
             f"{where}: what listens there closed the connection before a session could begin. "
             "Is it an ssh server (ansible_port), and does it allow more connections (MaxStartups) and "

@@ -399,7 +399,7 @@ def test_two_runs_at_once_have_a_slot_each_and_a_third_waits(notebook: Notebook,
 @raytools.remote
 def times():
     started = time.time()
-    Path({str(tmp_path)!r}, str(os.getpid())).touch()
+    Path({str(tmp_path)!r}, os.environ["RAYTOOLS_RUN_ID"]).touch()
     while len(os.listdir({str(tmp_path)!r})) < 2 and time.time() < started + 30:
         time.sleep(0.05)
     time.sleep(0.5)

@@ -113,33 +113,39 @@ def test_an_option_that_cannot_be_followed_is_an_error_and_not_left_out(argument
 def test_a_node_that_logs_in_and_starts_no_session_is_told_from_one_that_does_not_answer(
     tmp_path: Path,
 ) -> None:
-    said = ssh._sentence(host(), paramiko.SSHException("Timeout opening channel."), 10.0, False, tmp_path)
+    error = paramiko.SSHException("Timeout opening channel.")
+    said = ssh._sentence(host(), error, 10.0, False, tmp_path, has_greeted=True)
     assert said.startswith("n1 (192.0.2.11 port 22): logged in, but it opened no session within 30 s.")
     assert "overloaded" in said
 
 
+SAW_EOF = "Authentication failed: transport shut down or saw EOF"
+SILENT = "did not greet as an ssh server within 10 s"
 REFUSED, CLOSED, LATE = "the node refused to log", "closed the connection before", "did not finish the log-in"
 
 
 @pytest.mark.parametrize(
-    ("kind", "text", "was_closed", "expected"),
+    ("kind", "text", "has_greeted", "was_closed", "expected"),
     [
-        (paramiko.AuthenticationException, "Authentication failed.", True, REFUSED),
+        (paramiko.AuthenticationException, "Authentication failed.", True, True, REFUSED),
+        (paramiko.AuthenticationException, SAW_EOF, True, True, CLOSED),
+        (paramiko.AuthenticationException, "Authentication timeout.", True, False, LATE),
         (
-            paramiko.AuthenticationException,
-            "Authentication failed: transport shut down or saw EOF",
+            paramiko.SSHException,
+            "No existing session",
             True,
-            CLOSED,
-        ),
-        (paramiko.AuthenticationException, "Authentication timeout.", False, LATE),
-        (paramiko.SSHException, "No existing session", False, LATE),  # tried with another key after that
-        (paramiko.SSHException, "No existing session", True, CLOSED),
+            False,
+            LATE,
+        ),  # tried with another key after that
+        (paramiko.SSHException, "No existing session", False, False, SILENT),
+        (paramiko.SSHException, "No existing session", True, True, CLOSED),
     ],
 )
 def test_only_a_node_that_says_no_has_refused_the_log_in(
-    tmp_path: Path, kind: type[Exception], text: str, was_closed: bool, expected: str
+    tmp_path: Path, kind: type[Exception], text: str, has_greeted: bool, was_closed: bool, expected: str
 ) -> None:
-    assert expected in ssh._sentence(host(), kind(text), 10.0, was_closed, tmp_path)
+    said = ssh._sentence(host(), kind(text), 10.0, was_closed, tmp_path, has_greeted=has_greeted)
+    assert expected in said
 
 
 # --- answers -------------------------------------------------------------------------------------
