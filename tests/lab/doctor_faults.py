@@ -200,17 +200,6 @@ def background(command: str, mark: str) -> tuple[str, str]:
     )
 
 
-@contextlib.contextmanager
-def computing(cluster: Cluster) -> Iterator[None]:
-    """Somebody uses a CPU, whatever else this machine computes: all of a lab has the share of one process."""
-    loops = background("sh -c '(while :; do :; done) & while :; do :; done'", "busy")[0]
-    with (
-        cluster.lab.given_more_cpu(),
-        on_host(loops, "pkill -9 -s $(cat /run/busy.pid); rm -f /run/busy.pid; true")(cluster),
-    ):
-        yield
-
-
 # What nvidia-smi prints, in its forms for --query-gpu and --query-compute-apps, as recorded from a machine
 _GPU = "0, GPU-5a3c8d9e-1111-2222-3333-444455556666, NVIDIA A10, 23028"
 _NVIDIA_SMI = f"""#!/bin/sh
@@ -371,7 +360,9 @@ FAULTS: tuple[Fault, ...] = (
         background(_VFORK, "stuck")[0],
         "pkill -9 -s $(cat /run/stuck.pid); rm -f /run/stuck.pid; true",
         ready="grep -q '^State:.D' /proc/$(cat /run/stuck.pid)/status")),
-    Fault("somebody computes", expect("RT805 n2"), computing),
+    Fault("somebody computes", expect("RT805 n2"), on_host(
+        background("sh -c '(while :; do :; done) & while :; do :; done'", "busy")[0],
+        "pkill -9 -s $(cat /run/busy.pid); rm -f /run/busy.pid; true")),
     Fault("somebody holds memory", expect("RT805 n2"), on_host(
         *background(_HOGS.replace("@bytes@", "5 * 2**29"), "hog"),
         ready="[ $(awk '/RssAnon/ {print $2}' /proc/$(cat /run/hog.pid)/status) -gt 2500000 ]")),

@@ -159,14 +159,6 @@ def _failure(container: str, found: str) -> str:
     return "\n".join([*parts, "--- console", (console.stdout + console.stderr).strip()])
 
 
-def weigh(name: str, times: int) -> None:
-    """A lab's share of this machine's CPUs is so many times that of another group of processes."""
-    for path, usual in ((f"cpu/{name}/cpu.shares", 1024), (f"{name}/cpu.weight", 100)):  # cgroup v1, v2
-        file = Path("/sys/fs/cgroup", path)
-        if file.exists():
-            run(["sh", "-c", f"echo {usual * times} >{file}"])
-
-
 def remove_cgroups(name: str, roots: Iterable[Path] | None = None) -> list[Path]:
     """Removes what a lab's containers left in any cgroup hierarchy; returns what could not be removed."""
     if roots is None:

@@ -12,9 +12,9 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar
 
@@ -145,15 +145,6 @@ class Lab(BaseLab[HostSpec]):
         """Runs a program on a host as root, without ssh."""
         self._known(host)
         return podman("exec", self.container(host), *argv, check=check)
-
-    @contextmanager
-    def given_more_cpu(self) -> Iterator[None]:
-        """While the block runs, the hosts have most of this machine's CPUs, whoever else computes on it."""
-        container.weigh(self._cgroup, 8)
-        try:
-            yield
-        finally:
-            container.weigh(self._cgroup, 1)
 
     # --- how up works ---
 
