@@ -131,10 +131,12 @@ def _versions(prefix: Path) -> dict[str, str | None]:
 
 
 def _unit(name: str) -> dict[str, Any] | None:
-    """The Ray unit as systemd sees it, and what its process was started with; None without systemd."""
+    """The Ray unit as systemd sees it, and what its Ray is or will be started with; None without systemd."""
     seen = systemd_unit.look(name)
     if not seen or "problem" in seen:
         return seen
+    if seen["active"] == "activating" and not seen["main_pid"]:
+        return {**seen, "digest": systemd_unit.variable(name, DIGEST_VARIABLE)}
     variables = inspect_processes.environ(seen["main_pid"]) if seen["main_pid"] else None
     return {**seen, "digest": (variables or {}).get(DIGEST_VARIABLE)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,17 @@ _WAIT_S = 10.0
 def of_ray(cluster: str) -> str:
     """The name of the unit that keeps a cluster's Ray running. The role `ray` names it, too."""
     return f"raytools-ray-{cluster}.service"
+
+
+def variable(name: str, of: str) -> str | None:
+    """A variable of its `Environment=`: what it is being started with, before it has a process."""
+    command = ["systemctl", "show", name, "--property", "Environment", "--value"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_WAIT_S, check=True)
+        found = dict(entry.partition("=")[::2] for entry in shlex.split(done.stdout))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return found.get(of)
 
 
 def look(name: str) -> dict[str, Any] | None:
